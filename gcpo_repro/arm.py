@@ -1,0 +1,134 @@
+"""One arm of an experiment: load the policy, train it by one method with one seed, evaluate it along the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from . import provenance, toy
+from .data import as_conversations, check_prompt_lengths, load_reward, load_rows
+from .evaluation.sampling import Counts, evaluate
+from .experiment import Settings
+from .qlora import LoraSettings, load_policy, prepare_quantized
+from .trainer import GCPOConfig, GCPOTrainer
+
+TRAINERS = {"grpo": GRPOTrainer, "gcpo": GCPOTrainer}
+
+
+def train(settings: Settings, out: Path) -> dict[str, Any]:
+    """Train and evaluate; the record of `results.json`. See `experiment.run_arm`."""
+    started = time.time()
+    method, seed = settings.methods[0], settings.seeds[0]
+    torch.set_num_threads(settings.threads)
+    if settings.model == "toy" and not (toy.POLICY / "config.json").exists():
+        raise FileNotFoundError(f"the package's own policy is missing at {toy.POLICY}; run `gcpo-repro pretrain`")
+    lora = LoraSettings(r=settings.lora_rank, alpha=2 * settings.lora_rank) if settings.lora_rank else None
+    model, tokenizer, peft_config = load_policy(
+        toy.POLICY if settings.model == "toy" else settings.model, settings.quantization, lora, settings.dtype,
+        settings.device, settings.model_revision or None,
+    )  # fmt: skip
+    reward = load_reward(settings.reward, settings.data)
+    train_rows, eval_rows = _rows(settings, tokenizer, model)
+    args = trainer_config(settings, out, model)
+    trainer = TRAINERS[method](
+        model, reward, args, Dataset.from_list(train_rows), processing_class=tokenizer, peft_config=peft_config
+    )
+    prepare_quantized(trainer.model)  # GRPO gets the same float32 adapters as GCPO
+    watch = Watch(settings, trainer, eval_rows, reward, out / "progress.jsonl")
+    trainer.add_callback(watch)
+    watch.evaluate(0)
+    trainer.train()
+    watch.evaluate(trainer.state.global_step)
+    trainer.save_model(str(out / "policy"))
+    return {
+        **provenance.record(settings.as_dict(), seed, started), "kind": "arm", "method": method,
+        "evaluations": watch.evaluations, "steps": watch.steps,
+    }  # fmt: skip
+
+
+def trainer_config(settings: Settings, out: Path, model: Any) -> GCPOConfig:
+    """The trainer's configuration; GRPO gets the same one and ignores what is GCPO's."""
+    toy_texts: dict[str, Any] = {"candidate_prefix": toy.CANDIDATE_SEPARATOR, "integration_suffix": toy.INTEGRATION_SUFFIX}
+    return GCPOConfig(
+        str(out / "trainer"), seed=settings.seeds[0], max_steps=settings.steps,
+        per_device_train_batch_size=settings.device_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.device_batch_size,
+        num_generations=settings.group_size, max_completion_length=settings.max_completion_length,
+        learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, lr_scheduler_type="constant",
+        temperature=settings.temperature, beta=settings.beta, alpha=settings.alpha, kappa=settings.kappa,
+        estimator=settings.estimator, control=settings.control, num_integrated=settings.num_integrated or None,
+        num_rollouts=settings.num_rollouts or None, context_max_tokens=settings.context_max_tokens,
+        gradient_checkpointing=settings.gradient_checkpointing, use_cpu=model.device.type == "cpu",
+        bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
+        logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
+        **(toy_texts if settings.model == "toy" else {}),
+    )  # fmt: skip
+
+
+def _rows(settings: Settings, tokenizer: Any, model: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Questions to train on and, apart from them, questions to evaluate on; the same for every method and seed."""
+    columns = {
+        "config": settings.data_config, "prompt_column": settings.prompt_column,
+        "answer_column": settings.answer_column, "template": settings.prompt_template,
+    }  # fmt: skip
+    evaluated, trained, seed = settings.eval_questions, settings.train_questions, settings.eval_seed
+    if settings.data == "toy":
+        train_rows = load_rows("toy", trained, seed, "train", template=settings.prompt_template)
+        eval_rows = load_rows("toy", evaluated, seed, "held_out", template=settings.prompt_template)
+    elif settings.eval_data:
+        train_rows = load_rows(settings.data, trained, seed, settings.data_split, **columns)
+        eval_rows = load_rows(settings.eval_data, evaluated, seed, settings.eval_split, **columns)
+    else:
+        rows = load_rows(settings.data, trained + evaluated if trained else 0, seed, settings.data_split, **columns)
+        eval_rows, train_rows = rows[:evaluated], rows[evaluated:]
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    both = [as_conversations(rows, tokenizer, settings.system_prompt) for rows in (train_rows, eval_rows)]
+    for rows in both:
+        check_prompt_lengths(rows, tokenizer, window, settings.max_completion_length)
+    return both[0], both[1]
+
+
+class Watch(TrainerCallback):
+    """Keeps every step's metrics, evaluates at the chosen steps, and writes both as they come, a line each."""
+
+    def __init__(self, settings: Settings, trainer: GRPOTrainer, rows: list, reward: Any, path: Path) -> None:
+        self.settings, self.trainer, self.rows, self.reward, self.path = settings, trainer, rows, reward, path
+        self.steps: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "reward" in logs:
+            # JSON has no NaN: what could not be measured is null
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+            self.steps.append({"step": state.global_step, **finite})
+            self._write(self.steps[-1])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        every = self.settings.eval_every
+        if every and state.global_step % every == 0 and state.global_step < state.max_steps:
+            self.evaluate(state.global_step)
+
+    def evaluate(self, step: int) -> Counts:
+        """Held-out pass@1 now: the same questions and the same sampling seed at every step and in every arm."""
+        s = self.settings
+        counts = evaluate(
+            self.trainer.model, self.trainer.processing_class, self.rows, self.reward, s.eval_samples,
+            s.max_completion_length, s.eval_seed, s.temperature,
+        )  # fmt: skip
+        self.evaluations.append({"step": step, "counts": counts.as_dict()})
+        self._write({"step": step, "pass_at_1": counts.pass_at_1})
+        return counts
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = {key: line[key] for key in ("reward", "kl", "gcpo/upsilon_mean", "pass_at_1") if line.get(key) is not None}
+        print(f"step {line['step']}: " + ", ".join(f"{key} {value:.3f}" for key, value in shown.items()), flush=True)

@@ -1,0 +1,1 @@
+"""Sampling from a policy, and the statistics of what comes back."""

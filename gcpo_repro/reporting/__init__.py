@@ -1,0 +1,1 @@
+"""Running the notebooks and drawing their figures, in one style."""
