@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
 from . import provenance, toy
@@ -44,6 +44,7 @@ def train(settings: Settings, out: Path) -> dict[str, Any]:
     prepare_quantized(trainer.model)  # GRPO gets the same float32 adapters as GCPO
     watch = Watch(settings, trainer, eval_rows, reward, out / "progress.jsonl")
     trainer.add_callback(watch)
+    trainer.remove_callback(PrinterCallback)  # Watch says it in one line
     watch.evaluate(0)
     trainer.train()
     watch.evaluate(trainer.state.global_step)

@@ -39,6 +39,9 @@ class ContextBuilder:
         max_tokens: keep only the last `max_tokens` tokens of each candidate (its conclusion); 0 keeps all.
         strip: token ids taken off a candidate's end before it is shown (end-of-sequence, padding).
         chat: further arguments for `apply_chat_template`.
+
+    Raises:
+        UserError: a template that the tokenizer cannot write, such as words for the toy policy, which knows digits.
     """
 
     def __init__(
@@ -56,6 +59,10 @@ class ContextBuilder:
         self.max_tokens = max_tokens
         self.strip = frozenset(strip)
         self.chat = chat or {}
+        for name, text in (("candidate_prefix", candidate_prefix), ("integration_suffix", integration_suffix)):
+            read = tokenizer.decode(self._tokens(text))
+            if "".join(read.split()) != "".join(text.split()):  # some tokenizers change white space
+                raise UserError(f"{name}: the tokenizer reads {text!r} as {read!r}; use text that it knows")
 
     def integration(self, prompt: Prompt, candidates: Sequence[Ids]) -> Ids:
         """Question and all candidates: what the policy reads before it writes the integrated output y_n."""
