@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 
 from . import provenance, toy
 from .data import as_conversations, check_prompt_lengths, load_reward, load_rows
+from .errors import UserError
 from .evaluation.sampling import Counts, evaluate
 from .experiment import Settings
 from .qlora import LoraSettings, load_policy, prepare_quantized
@@ -29,7 +30,7 @@ def train(settings: Settings, out: Path) -> dict[str, Any]:
     method, seed = settings.methods[0], settings.seeds[0]
     torch.set_num_threads(settings.threads)
     if settings.model == "toy" and not (toy.POLICY / "config.json").exists():
-        raise FileNotFoundError(f"the package's own policy is missing at {toy.POLICY}; run `gcpo-repro pretrain`")
+        raise UserError(f"model: no policy at {toy.POLICY}; make it with `gcpo-repro pretrain --out {toy.POLICY}`")
     lora = LoraSettings(r=settings.lora_rank, alpha=2 * settings.lora_rank) if settings.lora_rank else None
     model, tokenizer, peft_config = load_policy(
         toy.POLICY if settings.model == "toy" else settings.model, settings.quantization, lora, settings.dtype,
@@ -57,7 +58,7 @@ def train(settings: Settings, out: Path) -> dict[str, Any]:
 
 def trainer_config(settings: Settings, out: Path, model: Any) -> GCPOConfig:
     """The trainer's configuration; GRPO gets the same one and ignores what is GCPO's."""
-    toy_texts: dict[str, Any] = {"candidate_prefix": toy.CANDIDATE_SEPARATOR, "integration_suffix": toy.INTEGRATION_SUFFIX}
+    template: dict[str, Any] = toy.TEMPLATE if settings.model == "toy" else {}
     return GCPOConfig(
         str(out / "trainer"), seed=settings.seeds[0], max_steps=settings.steps,
         per_device_train_batch_size=settings.device_batch_size,
@@ -70,7 +71,7 @@ def trainer_config(settings: Settings, out: Path, model: Any) -> GCPOConfig:
         gradient_checkpointing=settings.gradient_checkpointing, use_cpu=model.device.type == "cpu",
         bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
         logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
-        **(toy_texts if settings.model == "toy" else {}),
+        **template,
     )  # fmt: skip
 
 
@@ -90,6 +91,8 @@ def _rows(settings: Settings, tokenizer: Any, model: Any) -> tuple[list[dict[str
     else:
         rows = load_rows(settings.data, trained + evaluated if trained else 0, seed, settings.data_split, **columns)
         eval_rows, train_rows = rows[:evaluated], rows[evaluated:]
+        if not train_rows:
+            raise UserError(f"eval_questions: {evaluated} leaves none of {settings.data!r}'s {len(rows)} rows to train on")
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     both = [as_conversations(rows, tokenizer, settings.system_prompt) for rows in (train_rows, eval_rows)]
     for rows in both:

@@ -59,7 +59,8 @@ class ContextBuilder:
         self.max_tokens = max_tokens
         self.strip = frozenset(strip)
         self.chat = chat or {}
-        for name, text in (("candidate_prefix", candidate_prefix), ("integration_suffix", integration_suffix)):
+        first_prefix = candidate_prefix.replace("{k}", "1")
+        for name, text in (("candidate_prefix", first_prefix), ("integration_suffix", integration_suffix)):
             read = tokenizer.decode(self._tokens(text))
             if "".join(read.split()) != "".join(text.split()):  # some tokenizers change white space
                 raise UserError(f"{name}: the tokenizer reads {text!r} as {read!r}; use text that it knows")

@@ -6,15 +6,18 @@ process of its own and leaves `results.json`; `collect` puts the arms into one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ from . import provenance
 from .errors import UserError
 
 METHODS = ("grpo", "gcpo")
-NOTEBOOK_ONLY = ("out_dir", "run_dir")
+NOTEBOOK_ONLY = ("out_dir", "run_dir", "check_claims")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,21 @@ class Settings:
         for method in self.methods:
             if method not in METHODS:
                 raise UserError(f"methods: {method!r} is unknown, choose from {', '.join(METHODS)}")
-        if not self.methods or not self.seeds:
-            raise UserError("methods, seeds: give at least one of each")
+        for name, values in (("methods", self.methods), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"{name}: {list(values)} must name at least one, and none twice")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise UserError(f"seeds: {list(self.seeds)} must lie between 0 and 2**32 - 1")
         lowest = {"group_size": 2, "lora_rank": 0, "num_integrated": 0, "num_rollouts": 0, "context_max_tokens": 0}
         lowest |= {"eval_every": 0, "eval_seed": 0, "train_questions": 0}  # 0 training questions: all there are
         for item in fields(self):
             value, least = getattr(self, item.name), lowest.get(item.name, 1)
             if type(value) is int and value < least:
                 raise UserError(f"{item.name}: {value} must be at least {least}")
+            if type(value) is float and not 0 <= value < float("inf"):
+                raise UserError(f"{item.name}: {value} must be finite and not negative")
+        if self.temperature == 0:
+            raise UserError("temperature: 0 leaves nothing to sample, give a positive one (1 is the default)")
         if self.batch_size % self.device_batch_size or self.batch_size % self.group_size:
             raise UserError(
                 f"batch_size: {self.batch_size} must be a multiple of group_size = {self.group_size} (whole groups) and of "
@@ -120,7 +131,7 @@ def _coerced(name: str, value: Any, default: Any) -> Any:
         if isinstance(default, str) and isinstance(value, str):
             return value
         raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = "list of " + type(default[0]).__name__ if isinstance(default, tuple) else type(default).__name__
         raise UserError(f"{name}: {value!r} is not a {kind}") from None
 
@@ -140,16 +151,24 @@ def make_settings(values: dict[str, Any]) -> Settings:
     """Settings from a mapping, such as a notebook's parameters.
 
     `more`, a list of "name=value", adds settings that notebook 05 has no parameter for; `out_dir` and `run_dir` say where
-    a notebook writes and reads and are no settings. Raises UserError: an unknown name, one that is given twice.
+    a notebook writes and reads, `check_claims` what it asserts: no settings.
+
+    Raises UserError: an unknown name, one that is given twice.
     """
     values = {key: value for key, value in values.items() if key not in NOTEBOOK_ONLY}
-    for entry in values.pop("more", []):
+    more = values.pop("more", [])
+    if not isinstance(more, (list, tuple)):
+        raise UserError(f"more: {more!r} must be a list of 'name=value'")
+    for entry in more:
         name, sign, value = str(entry).partition("=")
         if not sign or name in values:
             raise UserError(f"more: {entry!r} must be 'name=value', with a name that is not given elsewhere")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"more: {entry!r} must be 'name=value', and its value is no YAML") from None
     known = [item.name for item in fields(Settings)]
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(str(name) for name in set(values) - set(known))
     if unknown:
         raise UserError(f"config: unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
     return Settings(**values)
@@ -171,31 +190,60 @@ def run_experiment(settings: Settings, out: str | Path, force: bool = False) -> 
     """
     started, out = time.time(), Path(out)
     config = out / "config.yaml"
-    try:
+    arms = [(method, seed) for seed in settings.seeds for method in settings.methods]
+    running = _Running()
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").unlink(missing_ok=True)
         config.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
+        with ThreadPoolExecutor(settings.workers) as pool:
+            try:
+                jobs = [pool.submit(_run_in_process, settings, config, out, *arm, force, running) for arm in arms]
+                for job in as_completed(jobs):  # not in the order of the arms: the first failure ends the experiment
+                    job.result()
+            except BaseException:  # a failed arm or Ctrl-C: don't leave the others running behind the user's back
+                running.stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return collect(settings, out, started)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turns a folder that cannot be written, or a full disk, into one message."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"out: cannot write to {str(out)!r} ({error.strerror}); choose another folder") from error
-    arms = [(method, seed) for seed in settings.seeds for method in settings.methods]
-    running: list[subprocess.Popen[bytes]] = []
-    with ThreadPoolExecutor(settings.workers) as pool:
-        try:
-            list(pool.map(lambda arm: _run_in_process(settings, config, out, arm[0], arm[1], force, running), arms))
-        except BaseException:  # a failed arm or Ctrl-C: don't leave the others running behind the user's back
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in running:
-                process.terminate()
-            raise
-    return collect(settings, out, started)
+        remedy = "free some space and run again" if error.errno in DISK_FULL else "choose another folder"
+        raise UserError(f"out: cannot write to {str(out)!r} ({error.strerror or error}); {remedy}") from error
+
+
+class _Running:
+    """The arms' processes; `stop` ends them and keeps others from starting."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.stopped = threading.Event()
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        self.processes.append(process)
+        if self.stopped.is_set():  # between its start and now
+            process.terminate()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for process in self.processes:
+            process.terminate()
 
 
 def _run_in_process(
-    settings: Settings, config: Path, out: Path, method: str, seed: int, force: bool, running: list[subprocess.Popen[bytes]],
-) -> None:  # fmt: skip
+    settings: Settings, config: Path, out: Path, method: str, seed: int, force: bool, running: _Running
+) -> None:
     folder = arm_folder(out, method, seed)
     if not force and finished(folder, arm_settings(settings, method, seed)):
         print(f"{folder.name}: already trained with these settings", flush=True)
+        return
+    if running.stopped.is_set():
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gcpo_repro.cli", "train", "--config", str(config), "--method", method]
@@ -205,9 +253,10 @@ def _run_in_process(
     began = time.time()
     with open(folder / "log.txt", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        running.append(process)
+        running.add(process)
         _wait(process, folder, began)
     if process.returncode:
+        running.stop()
         text = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
         raise UserError(f"{folder.name} failed: {text[-1].removeprefix('Error: ')} (log: {folder / 'log.txt'})")
     final = json.loads((folder / "results.json").read_text())["evaluations"]
@@ -265,7 +314,7 @@ def finished(folder: Path, settings: Settings) -> bool:
     """Whether `folder` holds the result of exactly these settings, made by this code."""
     try:
         return json.loads((folder / "results.json").read_text())["fingerprint"] == fingerprint(settings)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -292,28 +341,31 @@ def run_arm(settings: Settings, out: str | Path) -> dict[str, Any]:
     training = importlib.import_module(".arm", __package__)  # torch and trl only where they are needed
     out = Path(out)
     state = {"kind": "train", "pid": os.getpid(), "method": settings.methods[0], "seed": settings.seeds[0]}
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").unlink(missing_ok=True)
         (out / "progress.jsonl").unlink(missing_ok=True)
         provenance.write_json(out / "run.json", {**state, "state": "running"})
-    except OSError as error:
-        raise UserError(f"out: cannot write to {str(out)!r} ({error.strerror}); choose another folder") from error
     ended = "failed"
     try:
         result = training.train(settings, out)
         provenance.write_json(out / "results.json", {**result, "fingerprint": fingerprint(settings)})
         ended = "done"
         return result
-    except OSError as error:
-        if error.errno == 28:  # no space left on device
-            raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again") from error
-        raise
     except KeyboardInterrupt:
         ended = "interrupted"
         raise
+    except Exception as error:
+        if _disk_full(error):
+            raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again") from error
+        raise
     finally:
         _leave_state(out, {**state, "state": ended})
+
+
+def _disk_full(error: Exception) -> bool:
+    """safetensors, which writes the adapters, tells a full disk in its text alone."""
+    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in str(error) for number in DISK_FULL)
 
 
 def _leave_state(out: Path, state: dict[str, Any]) -> None:

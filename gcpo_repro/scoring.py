@@ -6,7 +6,8 @@ included, when the policy reads q followed by y. One map for candidates and roll
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,22 @@ def _score_chunk(forward, contexts, responses, width, pad_id, device):
     )  # fmt: skip
 
 
+def policy_forward(model: nn.Module, temperature: float = 1.0) -> Forward:
+    """A forward pass for `score` with any causal language model of transformers, outside a trainer; call it under no_grad."""
+    policy: Any = model
+
+    def forward(ids: Tensor, seen: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
+        with eval_mode(model), StateCapture(model) as capture:
+            logits = policy(input_ids=ids, attention_mask=seen, position_ids=positions, logits_to_keep=width + 1).logits
+            assert capture.states is not None
+            states = capture.states
+        logps = (logits[:, :-1].float() / temperature).log_softmax(-1)
+        return logps.gather(2, ids[:, -width:, None])[..., 0], states
+
+    return forward
+
+
 class StateCapture:
     """Context manager: keeps the output of the backbone's latest forward pass, (N, S, H), in `.states`.
 
@@ -90,3 +107,14 @@ class StateCapture:
 
     def _keep(self, module: nn.Module, arguments: object, output: Any) -> None:
         self.states = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout and without gradient checkpointing: the small residuals must not drown in noise."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -33,6 +33,7 @@ STEPS = "abc"
 OPERATIONS = "+-"
 CANDIDATE_SEPARATOR = "|"
 INTEGRATION_SUFFIX = "!"
+TEMPLATE = {"candidate_prefix": CANDIDATE_SEPARATOR, "integration_suffix": INTEGRATION_SUFFIX}  # for GCPOConfig, ContextBuilder
 MAX_CANDIDATES = 8
 RESPONSE_LENGTH = 2 * len(STEPS) + 1  # a name and a digit for each step, then EOS
 

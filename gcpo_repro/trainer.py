@@ -12,8 +12,6 @@ The equations themselves are in `loss.py`; the readable whole of the objective i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +25,7 @@ from .contexts import CANDIDATE_PREFIX, INTEGRATION_SUFFIX, ContextBuilder
 from .errors import UserError
 from .loss import k3, projected_reference, projected_target, upsilon
 from .qlora import hardware_has_bf16, prepare_quantized
-from .scoring import Scores, StateCapture, score
+from .scoring import Scores, StateCapture, eval_mode, score
 
 ESTIMATORS = ("state", "rollout")
 CONTROLS = ("none", "constant")
@@ -204,7 +202,7 @@ class GCPOTrainer(GRPOTrainer):
         self._log_gcpo({"unscorable": unscorable})
         if self._integrates:
             started, self._extra_tokens = time.perf_counter(), 0
-            with torch.no_grad(), _eval_mode(self.model), StateCapture(self.model) as capture:
+            with torch.no_grad(), eval_mode(self.model), StateCapture(self.model) as capture:
                 self._integrate_and_project(inputs, output, capture)
             seconds = time.perf_counter() - started
             self._log_gcpo({"extra_seconds": seconds, "extra_generated_tokens": float(self._extra_tokens)})
@@ -370,16 +368,6 @@ def within_group_correlation(a: Tensor, b: Tensor, group_size: int) -> float:
     kept = ~(a.isnan() | b.isnan()).any(1)
     a, b = (v[kept] - v[kept].mean(1, keepdim=True) for v in (a, b))
     return ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()).item()
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout and without gradient checkpointing: the small residuals must not drown in noise."""
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
 
 
 def _refuse_unsupported(train_dataset: Any, processing_class: Any, kwargs: dict[str, Any]) -> None:

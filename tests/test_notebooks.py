@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-from gcpo_repro.reporting.runner import PROFILES, declared_parameters, read_parameters
+from gcpo_repro.reporting.runner import PROFILES, declared_parameters, read_parameters, reproduce
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -69,3 +71,21 @@ def test_parameter_file(file: Path) -> None:
     keys = re.findall(r"^(\w+):", file.read_text(), re.MULTILINE)
     assert len(keys) == len(set(keys)), "YAML silently takes the last of two values"
     assert isinstance(yaml.safe_load(file.read_text()) or {}, dict)
+
+
+@pytest.mark.notebooks
+def test_smoke_profile_runs_from_the_root(tmp_path: Path) -> None:
+    assert sorted(path.stem for path in (FOLDER / "profiles/smoke").glob("*.yaml")) == [path.stem for path in NOTEBOOKS]
+    said: list[str] = []
+    assert reproduce("smoke", out=tmp_path, echo=said.append), "\n".join(said)
+    for notebook in NOTEBOOKS:
+        assert (tmp_path / notebook.stem / "success.json").exists()
+
+
+@pytest.mark.notebooks
+def test_plain_papermill_runs_from_the_notebooks_folder(tmp_path: Path) -> None:
+    papermill = [sys.executable, "-m", "papermill", "00_start_here.ipynb", str(tmp_path / "00.ipynb")]
+    arguments = ["-f", "profiles/smoke/00_start_here.yaml", "-p", "out_dir", str(tmp_path)]
+    done = subprocess.run([*papermill, *arguments], cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "collider.png").exists()

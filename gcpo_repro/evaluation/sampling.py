@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from ..data import Reward, prompt_ids
+from ..errors import UserError
+from ..scoring import eval_mode
 
 
 @dataclass(frozen=True)
@@ -45,32 +46,51 @@ def evaluate(
         temperature: of the sampling; the paper states none.
         batch_size: answers generated at a time.
     """
-    device = next(model.parameters()).device
-    texts = [prompt_ids(row["prompt"], tokenizer) for row in rows]
-    order = sorted(range(len(rows) * samples), key=lambda k: len(texts[k // samples]))  # little padding
+    ids = [prompt_ids(row["prompt"], tokenizer) for row in rows]
+    asked = [q for q in range(len(rows)) for _ in range(samples)]
+    responses = respond(model, tokenizer, [ids[q] for q in asked], max_new_tokens, seed, temperature, batch_size)
     correct, unscorable, truncated = ([0] * len(rows) for _ in range(3))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _evaluating(model):
+    ends = end_ids(model, tokenizer)
+    for q, value, response in zip(asked, rewards_of(reward, tokenizer, rows, asked, responses), responses, strict=True):
+        correct[q] += value is not None and value >= 1
+        unscorable[q] += value is None or value != value
+        truncated[q] += response[-1] not in ends
+    return Counts(correct, unscorable, truncated, samples, seed)
+
+
+def respond(
+    model: Any, tokenizer: Any, contexts: list[list[int]], max_new_tokens: int, seed: int, temperature: float = 1.0,
+    batch_size: int = 256,
+) -> list[list[int]]:  # fmt: skip
+    """One sampled response to each context (token ids), as token ids up to and with the first one that ends an answer.
+
+    Args:
+        model, tokenizer: a causal language model, with adapters or not.
+        contexts: what the model reads, each at least one token; read in the order of their lengths, for little padding.
+        max_new_tokens: longest response. temperature: of the sampling. batch_size: responses written at a time.
+        seed: of the sampling alone; the global random state is put back, so training is not disturbed.
+    """
+    device = next(model.parameters()).device
+    ends = set(end_ids(model, tokenizer))
+    order = sorted(range(len(contexts)), key=lambda k: len(contexts[k]))
+    responses: list[list[int]] = [[] for _ in contexts]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), eval_mode(model):
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
-            chunk = [k // samples for k in order[start : start + batch_size]]
-            responses = _generate(model, tokenizer, [texts[q] for q in chunk], max_new_tokens, temperature, device)
-            values = _rewards(reward, tokenizer, rows, chunk, responses)
-            complete = torch.isin(responses, torch.tensor(end_ids(model, tokenizer))).any(1).tolist()
-            for q, value, ended in zip(chunk, values, complete, strict=True):
-                correct[q] += value is not None and value >= 1
-                unscorable[q] += value is None or value != value
-                truncated[q] += not ended
-    return Counts(correct, unscorable, truncated, samples, seed)
+            chunk = order[start : start + batch_size]
+            written = _generate(model, tokenizer, [contexts[k] for k in chunk], max_new_tokens, temperature, device)
+            for k, ids in zip(chunk, written.tolist(), strict=True):
+                end = next((j for j, token in enumerate(ids) if token in ends), len(ids) - 1)
+                responses[k] = ids[: end + 1]
+    return responses
 
 
 def _generate(model, tokenizer, contexts, max_new_tokens, temperature, device):
     width = max(map(len, contexts))
     ids = torch.full((len(contexts), width), tokenizer.pad_token_id)
-    for row, context in enumerate(contexts):
-        ids[row, width - len(context) :] = torch.tensor(context)
     seen = torch.zeros_like(ids)
     for row, context in enumerate(contexts):
+        ids[row, width - len(context) :] = torch.tensor(context)
         seen[row, width - len(context) :] = 1
     output = model.generate(
         input_ids=ids.to(device), attention_mask=seen.to(device), do_sample=True, temperature=temperature, top_k=0,
@@ -79,12 +99,34 @@ def _generate(model, tokenizer, contexts, max_new_tokens, temperature, device):
     return output[:, width:].cpu()
 
 
-def _rewards(reward, tokenizer, rows, chunk, responses):
+def rewards_of(
+    reward: Reward, tokenizer: Any, rows: list[dict[str, Any]], asked: list[int], responses: list[list[int]]
+) -> list[float | None]:
+    """The reward of each response, `responses[k]` answering the question `rows[asked[k]]`; None or NaN is unscorable.
+
+    Raises:
+        UserError: a reward function that fails, or returns the wrong number of values, an infinite one, or none usable.
+    """
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    chat = not isinstance(rows[chunk[0]]["prompt"], str)
+    chat = not isinstance(rows[asked[0]]["prompt"], str)
     completions = [[{"role": "assistant", "content": t}] for t in texts] if chat else texts
-    columns = {key: [rows[q][key] for q in chunk] for key in rows[chunk[0]] if key != "prompt"}
-    return reward(prompts=[rows[q]["prompt"] for q in chunk], completions=completions, **columns)
+    columns = {key: [rows[q][key] for q in asked] for key in rows[asked[0]] if key != "prompt"}
+    name = getattr(reward, "__name__", type(reward).__name__)
+    try:
+        values = reward(prompts=[rows[q]["prompt"] for q in asked], completions=completions, **columns)
+        numbers = [None if value is None else float(value) for value in values]
+    except Exception as error:
+        raise UserError(
+            f"reward: {name} failed with {type(error).__name__}: {error}; return one number per completion, None where an "
+            "answer cannot be scored"
+        ) from error
+    if len(numbers) != len(asked):
+        raise UserError(f"reward: {name} returned {len(numbers)} values for {len(asked)} completions; return one for each")
+    if any(number is not None and math.isinf(number) for number in numbers):
+        raise UserError(f"reward: {name} returned an infinite value; return finite numbers, or None")
+    if all(number is None or math.isnan(number) for number in numbers):
+        raise UserError(f"reward: {name} scored none of {len(asked)} answers (all None or NaN); check the answer column")
+    return numbers
 
 
 def end_ids(model, tokenizer) -> list[int]:
@@ -92,13 +134,3 @@ def end_ids(model, tokenizer) -> list[int]:
     declared = model.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else declared or []
     return sorted({tokenizer.eos_token_id, *declared})
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

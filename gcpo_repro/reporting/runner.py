@@ -66,6 +66,12 @@ def notebooks_folder() -> Path:
     return folder
 
 
+def runs_folder() -> Path:
+    """Where results go unless the user says otherwise: `runs/` of the clone; outside a clone, of the current folder."""
+    clone = PACKAGE.parent
+    return (clone if (clone / "notebooks").is_dir() else Path.cwd()) / "runs"
+
+
 def reproduce(
     profile: str = "cpu",
     out: str | Path | None = None,
