@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from scipy.stats import norm
 
+from ..errors import UserError
 from ..evaluation.stats import Interval, mean_interval, paired_gain, pass_at_1
 from ..provenance import write_json
 
@@ -24,13 +25,22 @@ LOOKS = {
 
 
 def save(figure: Figure, data: Any, path: str | Path) -> None:
-    """Save as PNG and SVG, and beside them, as JSON, the numbers that the figure shows."""
+    """Save as PNG and SVG, and beside them, as JSON, the numbers that the figure shows.
+
+    data: JSON's types, in which NaN is refused; tables (`pandas.DataFrame`) may stand in it, their NaN becomes null.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with plt.style.context(STYLE):  # its resolution and its svg.hashsalt count only while a file is written
         figure.savefig(path.with_suffix(".png"))
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})  # the same data, the same bytes
-    write_json(path.with_suffix(".json"), data)
+    write_json(path.with_suffix(".json"), _plain(data))
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, pd.DataFrame):
+        return {str(name): [None if pd.isna(value) else value for value in column.tolist()] for name, column in data.items()}
+    return {str(key): _plain(value) for key, value in data.items()} if isinstance(data, dict) else data
 
 
 def learning_curve_data(results: dict[str, Any], level: float = 0.95) -> dict[str, Any]:
@@ -215,7 +225,9 @@ def dependence_and_slope(data: dict[str, Any]) -> Figure:
 
 
 def collider(n: int = 3) -> Figure:
-    """Figure 2 of the paper, as a graph: the query q, n candidates, the integrated output y_n."""
+    """Figure 2 of the paper, as a graph: the query q, n candidates (2 to 4, else UserError), the integrated output y_n."""
+    if not 2 <= n <= 4:
+        raise UserError(f"n: {n} candidates cannot be drawn apart at this size; choose 2, 3 or 4")
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(figsize=(3.4, 2.2))
         places = {"q": (0.0, 0.5), "y_n": (2.0, 0.5)} | {f"y_{i}": (1.0, 1 - i / (n - 1)) for i in range(n)}
