@@ -92,7 +92,9 @@ def _rows(settings: Settings, tokenizer: Any, model: Any) -> tuple[list[dict[str
         rows = load_rows(settings.data, trained + evaluated if trained else 0, seed, settings.data_split, **columns)
         eval_rows, train_rows = rows[:evaluated], rows[evaluated:]
         if not train_rows:
-            raise UserError(f"eval_questions: {evaluated} leaves none of {settings.data!r}'s {len(rows)} rows to train on")
+            raise UserError(
+                f"eval_questions: {evaluated} leaves none of the {len(rows)} rows of {settings.data!r} to train on; ask for fewer"
+            )
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     both = [as_conversations(rows, tokenizer, settings.system_prompt) for rows in (train_rows, eval_rows)]
     for rows in both:

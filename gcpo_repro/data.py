@@ -152,8 +152,9 @@ def load_reward(name: str, data: str) -> Reward:
         raise UserError(f"reward: {name!r} is neither 'exact' nor 'module:function'")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"reward: {name!r} could not be imported ({error}); is its folder on PYTHONPATH?") from error
+    except Exception as error:  # the user's module may fail in any way
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"reward: {name!r} could not be imported ({cause}); is its folder on PYTHONPATH?") from error
     if not callable(found):
         raise UserError(f"reward: {name!r} is a {type(found).__name__}, not a function")
     return found

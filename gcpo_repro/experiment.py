@@ -192,9 +192,7 @@ def run_experiment(settings: Settings, out: str | Path, force: bool = False) -> 
     config = out / "config.yaml"
     arms = [(method, seed) for seed in settings.seeds for method in settings.methods]
     running = _Running()
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").unlink(missing_ok=True)
+    with _recorded(out, methods=settings.methods, seeds=settings.seeds), _writing(out):
         config.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
         with ThreadPoolExecutor(settings.workers) as pool:
             try:
@@ -209,6 +207,37 @@ def run_experiment(settings: Settings, out: str | Path, force: bool = False) -> 
 
 
 @contextmanager
+def _recorded(out: Path, **what: Any) -> Iterator[None]:
+    """`run.json` tells how a run in `out` stands: running, done, failed or interrupted. An older result goes first."""
+    state = {"kind": "train", "pid": os.getpid(), **what}
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").unlink(missing_ok=True)
+        provenance.write_json(out / "run.json", {**state, "state": "running"})
+    ended = "failed"
+    try:
+        yield
+        ended = "done"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        raise
+    except Exception as error:
+        if _disk_full(error):
+            raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again") from error
+        raise
+    finally:
+        try:
+            provenance.write_json(out / "run.json", {**state, "state": ended})
+        except OSError as error:  # a full disk must not hide the error that came first
+            print(f"run.json could not be written: {error}", file=sys.stderr)
+
+
+def _disk_full(error: Exception) -> bool:
+    """safetensors, which writes the adapters, tells a full disk in its text alone."""
+    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in str(error) for number in DISK_FULL)
+
+
+@contextmanager
 def _writing(out: Path) -> Iterator[None]:
     """Turns a folder that cannot be written, or a full disk, into one message."""
     try:
@@ -219,7 +248,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 class _Running:
-    """The arms' processes; `stop` ends them and keeps others from starting."""
+    """The arms' processes; `stop` ends them, and any that is added later."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -227,7 +256,7 @@ class _Running:
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
         self.processes.append(process)
-        if self.stopped.is_set():  # between its start and now
+        if self.stopped.is_set():
             process.terminate()
 
     def stop(self) -> None:
@@ -243,8 +272,6 @@ def _run_in_process(
     if not force and finished(folder, arm_settings(settings, method, seed)):
         print(f"{folder.name}: already trained with these settings", flush=True)
         return
-    if running.stopped.is_set():
-        return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gcpo_repro.cli", "train", "--config", str(config), "--method", method]
     command += ["--seed", str(seed), "--out", str(folder)] + (["--force"] if force else [])
@@ -256,7 +283,6 @@ def _run_in_process(
         running.add(process)
         _wait(process, folder, began)
     if process.returncode:
-        running.stop()
         text = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
         raise UserError(f"{folder.name} failed: {text[-1].removeprefix('Error: ')} (log: {folder / 'log.txt'})")
     final = json.loads((folder / "results.json").read_text())["evaluations"]
@@ -340,39 +366,11 @@ def run_arm(settings: Settings, out: str | Path) -> dict[str, Any]:
         raise UserError("run_arm trains one method with one seed; use run_experiment for several")
     training = importlib.import_module(".arm", __package__)  # torch and trl only where they are needed
     out = Path(out)
-    state = {"kind": "train", "pid": os.getpid(), "method": settings.methods[0], "seed": settings.seeds[0]}
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").unlink(missing_ok=True)
+    with _recorded(out, method=settings.methods[0], seed=settings.seeds[0]):
         (out / "progress.jsonl").unlink(missing_ok=True)
-        provenance.write_json(out / "run.json", {**state, "state": "running"})
-    ended = "failed"
-    try:
         result = training.train(settings, out)
         provenance.write_json(out / "results.json", {**result, "fingerprint": fingerprint(settings)})
-        ended = "done"
         return result
-    except KeyboardInterrupt:
-        ended = "interrupted"
-        raise
-    except Exception as error:
-        if _disk_full(error):
-            raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again") from error
-        raise
-    finally:
-        _leave_state(out, {**state, "state": ended})
-
-
-def _disk_full(error: Exception) -> bool:
-    """safetensors, which writes the adapters, tells a full disk in its text alone."""
-    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in str(error) for number in DISK_FULL)
-
-
-def _leave_state(out: Path, state: dict[str, Any]) -> None:
-    try:
-        provenance.write_json(out / "run.json", state)
-    except OSError as error:  # a full disk must not hide the error that came first
-        print(f"run.json could not be written: {error}", file=sys.stderr)
 
 
 def select(settings: Settings, method: str | None, seeds: Sequence[int]) -> Settings:

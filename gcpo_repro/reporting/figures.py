@@ -9,10 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
 from scipy.stats import norm
 
-from ..errors import UserError
 from ..evaluation.stats import Interval, mean_interval, paired_gain, pass_at_1
 from ..provenance import write_json
 
@@ -222,33 +220,3 @@ def dependence_and_slope(data: dict[str, Any]) -> Figure:
         right.set(ylabel="slope b̂", xlim=(-0.5, len(data["slope"]) - 0.5))
         right.set_title(f"Does the projection predict? ({data['level']:.0%})", loc="left")
     return figure
-
-
-def collider(n: int = 3) -> Figure:
-    """Figure 2 of the paper, as a graph: the query q, n candidates (2 to 4, else UserError), the integrated output y_n."""
-    if not 2 <= n <= 4:
-        raise UserError(f"n: {n} candidates cannot be drawn apart at this size; choose 2, 3 or 4")
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(3.4, 2.2))
-        places = {"q": (0.0, 0.5), "y_n": (2.0, 0.5)} | {f"y_{i}": (1.0, 1 - i / (n - 1)) for i in range(n)}
-        names = {"q": "$q$", "y_n": "$y_n$"} | {f"y_{i}": f"$y_{i}$" for i in range(n)}
-        edges = [("q", f"y_{i}") for i in range(n)] + [(f"y_{i}", "y_n") for i in range(n)]
-        for start, end in edges:
-            _arrow(axes, places[start], places[end], 0.0)
-        _arrow(axes, places["q"], places["y_n"], 0.75)  # around the candidates
-        for node, (x, y) in places.items():
-            fill = {"q": "#cfe3f1", "y_n": "#f6d3bf"}.get(node, "white")
-            axes.scatter([x], [y], s=620, color=fill, edgecolor="#333333", linewidth=1.0, zorder=3)
-            axes.text(x, y, names[node], ha="center", va="center", fontsize=10, zorder=4)
-        axes.set(xlim=(-0.35, 2.35), ylim=(-0.62, 1.25))
-        axes.axis("off")
-    return figure
-
-
-def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], bend: float) -> None:
-    axes.add_patch(
-        FancyArrowPatch(
-            start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=9, shrinkA=13, shrinkB=13,
-            color="#333333", linewidth=1.0,
-        )  # fmt: skip
-    )
