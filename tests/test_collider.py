@@ -73,7 +73,8 @@ def test_power_by_hand():
 @pytest.mark.parametrize(
     "right, strata, permutations",
     [
-        (np.zeros((4, 2)), np.zeros(4, int), 100), (np.ones((4, 1)), np.zeros(4, int), 100), (np.ones((4, 2)), np.zeros(3, int), 100),
+        (np.zeros((4, 2)), np.zeros(4, int), 100), (np.ones((4, 1)), np.zeros(4, int), 100),
+        (np.ones((4, 2)), np.zeros(3, int), 100),
         (np.eye(4)[:, :2], np.zeros(4, int), 5), (np.eye(2), np.arange(2), 100),
     ],
 )  # fmt: skip

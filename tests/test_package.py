@@ -18,7 +18,8 @@ import gcpo_repro
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"]]
-DEVELOPERS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = [Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra]
+EXTRAS = [needed for needed in EXTRAS if needed.name != PROJECT["name"]]  # an extra may name another one
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 
 
@@ -135,7 +136,7 @@ def test_pins_have_no_local_labels():
     assert "+" not in "".join(CONSTRAINTS[1:])
 
 
-@pytest.mark.parametrize("needed", DIRECT + DEVELOPERS, ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("needed", DIRECT + EXTRAS, ids=lambda requirement: requirement.name)
 def test_every_direct_dependency_is_pinned_within_its_bounds(needed):
     version = pins()[canonicalize_name(needed.name)]
     assert needed.specifier.contains(version), f"{needed} against {version}"
@@ -143,7 +144,7 @@ def test_every_direct_dependency_is_pinned_within_its_bounds(needed):
 
 def test_only_trl_has_an_upper_bound():
     """The trainer leans on trl's internals: its next minor version is not taken. All others may be upgraded."""
-    for needed in DIRECT + DEVELOPERS:
+    for needed in DIRECT + EXTRAS:
         operators = {specifier.operator for specifier in needed.specifier}
         assert operators <= ({">=", "<"} if needed.name == "trl" else {">="}), needed
     (trl,) = (needed for needed in DIRECT if needed.name == "trl")

@@ -1,0 +1,133 @@
+"""What the README says is held against the repository: its numbers, names, files, commands and its ten lines of Python."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pandas as pd
+import pytest
+
+from gcpo_repro import cli
+from gcpo_repro.reporting import figures
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+DATA = ROOT / "figures/data"
+
+
+def tables():
+    """Each table as a list of rows, a row as a list of cells."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", TEXT, re.MULTILINE)
+    return [[[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()] for block in blocks]
+
+
+def table_with(column):
+    (found,) = [rows for rows in tables() if column in rows[0]]
+    return found[2:]
+
+
+def test_training_numbers_are_the_committed_ones():
+    results = json.loads((DATA / "training_cpu.json").read_text())
+    expected = figures.pass_at_1_table(results).reset_index().to_numpy().tolist()
+    assert table_with("gain") == expected
+    assert f"n = {results['config']['group_size']}, {results['config']['steps']} steps" in TEXT
+    assert f"{len(results['config']['seeds'])} seeds" in TEXT
+
+
+def test_the_figure_is_drawn_from_the_committed_numbers():
+    results = json.loads((DATA / "training_cpu.json").read_text())
+    drawn = json.loads((ROOT / "figures/learning_curves.json").read_text())
+    assert json.loads(json.dumps(figures.learning_curve_data(results))) == drawn
+
+
+def test_formulas_are_the_committed_ones():
+    expected = pd.read_csv(DATA / "formulas.csv")
+    rows = table_with("closed form")
+    assert len(rows) == len(expected) >= 20
+    for row, (_, found) in zip(rows, expected.iterrows(), strict=True):
+        assert row[0].replace("\\|", "|") == found["formula"]
+        assert row[1:] == [f"{found['closed form']:.4f}", f"{found['simulated']:.4f} ± {found['standard error']:.4f}"]
+
+
+def test_collider_numbers_are_the_committed_ones():
+    found = json.loads((DATA / "collider_in_a_model.json").read_text())
+    r = {n: cell["q_right"]["r"] for n, cell in found["dependence"].items()}
+    z = {n: cell["q_right"]["z"] for n, cell in found["dependence"].items()}
+    for n in r:
+        assert f"{r[n]:+.2f} (z = {z[n]:.0f}) at n = {n}".replace("-", "−") in TEXT
+    for kind, cell in found["slope"].items():
+        assert f"{cell['value']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}] for the {kind}'s".replace("-", "−") in TEXT
+
+
+def test_functions_and_tests_of_the_table_exist():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for _, function, test, notebooks in table_with("function"):
+        module, name = re.fullmatch(r"`(\w+)\.(\w+)`", function).groups()
+        assert re.search(rf"^(?:def|class) {name}\b", (ROOT / f"gcpo_repro/{module}.py").read_text(), re.MULTILINE), function
+        assert f"def {test.strip('`')}(" in tests, test
+        for number in notebooks.split(", "):
+            assert list((ROOT / "notebooks").glob(f"{number}_*.ipynb")), number
+
+
+def test_every_metric_has_its_line():
+    logged = set(re.findall(r'"(\w+)": ', (ROOT / "gcpo_repro/trainer.py").read_text().split("def _log_gcpo")[1].split("\ndef within")[0]))
+    logged |= {"kl", "unscorable", "clamped_low", "clamped_high", "integrated_length", "integrated_truncated"}
+    logged |= {"extra_seconds", "extra_generated_tokens"}
+    explained = set()
+    for names, *_ in table_with("a bad value means"):
+        first, *others = re.findall(r"`(\w+)`", names)
+        explained |= {first, *(first.rsplit("_", 1)[0] + other if other.startswith("_") else other for other in others)}
+    assert explained == logged
+
+
+def test_files_and_links_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:gcpo_repro|notebooks|figures|tests)/[\w/.]+)`", TEXT):
+        assert (ROOT / path).exists(), path
+    headings = {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= headings
+
+
+def test_every_notebook_has_its_line():
+    stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(re.findall(r"\| `(\d\d_\w+)` \|", TEXT)) == stems
+
+
+def test_commands_exist_with_their_options():
+    commands = re.findall(r"`gcpo-repro (\w+)([^`]*)`", TEXT)
+    assert {name for name, _ in commands} >= {"reproduce", "train", "pretrain", "runs", "env"}
+    for name, rest in commands:
+        command = cli.main.commands[name]
+        assert isinstance(command, click.Command)
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, (name, rest)
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|    )make ([a-z-]+)", TEXT)) <= targets
+
+
+def test_the_ten_lines_of_python_run(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 13 and "max_steps=20" in code and '"runs/first"' in code
+    code = code.replace("max_steps=20", "max_steps=1").replace('"runs/first"', repr(str(tmp_path)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "gcpo/upsilon_mean" in done.stdout
+
+
+def test_the_configuration_file_of_the_readme_is_valid(tmp_path):
+    from gcpo_repro.experiment import load_settings
+
+    (content,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(content)
+    settings = load_settings(tmp_path / "mine.yaml")
+    assert settings.data_config == "main" and settings.max_completion_length == 512
+    assert settings.batch_size % settings.device_batch_size == 0
+
+
+@pytest.mark.parametrize("target", ["reproduce", "test"])
+def test_the_two_commands_are_on_the_first_screen(target):
+    assert TEXT.index(f"    make {target} ") < len(TEXT) / 3
