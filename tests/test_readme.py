@@ -39,7 +39,7 @@ def test_training_numbers_are_the_committed_ones():
 
 def test_the_figure_is_drawn_from_the_committed_numbers():
     results = json.loads((DATA / "training_cpu.json").read_text())
-    drawn = json.loads((ROOT / "figures/learning_curves.json").read_text())
+    drawn = json.loads((DATA / "learning_curves.json").read_text())
     assert json.loads(json.dumps(figures.learning_curve_data(results))) == drawn
 
 
