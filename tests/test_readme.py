@@ -73,7 +73,8 @@ def test_functions_and_tests_of_the_table_exist():
 
 
 def test_every_metric_has_its_line():
-    logged = set(re.findall(r'"(\w+)": ', (ROOT / "gcpo_repro/trainer.py").read_text().split("def _log_gcpo")[1].split("\ndef within")[0]))
+    source = (ROOT / "gcpo_repro/trainer.py").read_text().split("def upsilon_metrics")[1].split("\ndef within")[0]
+    logged = set(re.findall(r'"(\w+)": ', source))
     logged |= {"kl", "unscorable", "clamped_low", "clamped_high", "integrated_length", "integrated_truncated"}
     logged |= {"extra_seconds", "extra_generated_tokens"}
     explained = set()
