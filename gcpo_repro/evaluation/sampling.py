@@ -60,14 +60,15 @@ def evaluate(
 
 def respond(
     model: Any, tokenizer: Any, contexts: list[list[int]], max_new_tokens: int, seed: int, temperature: float = 1.0,
-    batch_size: int = 256,
+    batch_size: int = 256, top_p: float = 1.0,
 ) -> list[list[int]]:  # fmt: skip
     """One sampled response to each context (token ids), as token ids up to and with the first one that ends an answer.
 
     Args:
         model, tokenizer: a causal language model, with adapters or not.
         contexts: what the model reads, each at least one token; read in the order of their lengths, for little padding.
-        max_new_tokens: longest response. temperature: of the sampling. batch_size: responses written at a time.
+        max_new_tokens: longest response. temperature: of the sampling, 0 takes the likeliest token.
+        batch_size: responses written at a time. top_p: share of the probability that is drawn from, the likeliest first.
         seed: of the sampling alone; the global random state is put back, so training is not disturbed.
     """
     device = next(model.parameters()).device
@@ -78,23 +79,24 @@ def respond(
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            written = _generate(model, tokenizer, [contexts[k] for k in chunk], max_new_tokens, temperature, device)
+            written = _generate(model, tokenizer, [contexts[k] for k in chunk], max_new_tokens, temperature, top_p, device)
             for k, ids in zip(chunk, written.tolist(), strict=True):
                 end = next((j for j, token in enumerate(ids) if token in ends), len(ids) - 1)
                 responses[k] = ids[: end + 1]
     return responses
 
 
-def _generate(model, tokenizer, contexts, max_new_tokens, temperature, device):
+def _generate(model, tokenizer, contexts, max_new_tokens, temperature, top_p, device):
     width = max(map(len, contexts))
     ids = torch.full((len(contexts), width), tokenizer.pad_token_id)
     seen = torch.zeros_like(ids)
     for row, context in enumerate(contexts):
         ids[row, width - len(context) :] = torch.tensor(context)
         seen[row, width - len(context) :] = 1
+    draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p} if temperature else {"do_sample": False}
     output = model.generate(
-        input_ids=ids.to(device), attention_mask=seen.to(device), do_sample=True, temperature=temperature, top_k=0,
-        top_p=1.0, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+        input_ids=ids.to(device), attention_mask=seen.to(device), max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id, **draw,
     )  # fmt: skip
     return output[:, width:].cpu()
 
