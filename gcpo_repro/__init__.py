@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _HOME = {
-    "GCPOConfig": "trainer",
+    "GCPOConfig": "config",
     "GCPOTrainer": "trainer",
     "LoraSettings": "qlora",
     "load_policy": "qlora",

@@ -22,7 +22,7 @@ from .contexts import ContextBuilder
 from .data import Reward, prompt_ids
 from .errors import UserError
 from .evaluation.sampling import respond, rewards_of
-from .scoring import policy_forward, score
+from .scoring import Reader, policy_forward, score
 
 KINDS = ("algorithm", "theorem")
 
@@ -198,9 +198,11 @@ def projection_slope(
     x = [builder.collider(prompts[k], y[k], i, out) for (k, i), outs in zip(cells, y_n, strict=True) for out in outs]
     rollouts = sample([context for context in x for _ in range(M)], 4)
 
+    reader = Reader(policy_forward(model), tokenizer.pad_token_id, device=model.device)
+
     def phi(contexts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
         with torch.no_grad():
-            return score(policy_forward(model), contexts, responses, tokenizer.pad_token_id, 256, model.device).response_state
+            return score(reader, contexts, responses).response_state
 
     z = phi([ids for ids in q for _ in range(n)], sum(y, [])).view(len(rows), n, -1).double().cpu()
     Z = phi([q[k] for k, _ in cells for _ in range(L * M)], rollouts).view(len(rows), n, L, M, -1).double().cpu()

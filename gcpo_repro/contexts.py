@@ -67,15 +67,28 @@ class ContextBuilder:
 
     def integration(self, prompt: Prompt, candidates: Sequence[Ids]) -> Ids:
         """Question and all candidates: what the policy reads before it writes the integrated output y_n."""
-        head, tail = self._split(prompt)
-        ids = list(head)
-        for k, candidate in enumerate(candidates, start=1):
-            ids += self._tokens(self.candidate_prefix.replace("{k}", str(k))) + self._shown(candidate)
-        return ids + tail
+        if not candidates:
+            return sum(self._split(prompt), [])
+        prefix, end = self.parts(prompt, candidates[:-1], candidates[-1])
+        return prefix + end
 
     def collider(self, prompt: Prompt, candidates: Sequence[Ids], i: int, y_n: Ids) -> Ids:
         """x_{i,l}: the question, every candidate except y_i, and the integrated output y_{n,l} in the last place."""
-        return self.integration(prompt, [*candidates[:i], *candidates[i + 1 :], y_n])
+        prefix, end = self.parts(prompt, [*candidates[:i], *candidates[i + 1 :]], y_n)
+        return prefix + end
+
+    def parts(self, prompt: Prompt, others: Sequence[Ids], last: Ids) -> tuple[Ids, Ids]:
+        """A context in two parts: what the contexts of one candidate share, and `last` with all that follows; neither is empty.
+
+        Their concatenation shows `others`, then `last`, each behind its numbered prefix.
+        """
+        head, tail = self._split(prompt)
+        prefix = list(head)
+        for k, candidate in enumerate(others, start=1):
+            prefix += self._tokens(self.candidate_prefix.replace("{k}", str(k))) + self._shown(candidate)
+        prefix += self._tokens(self.candidate_prefix.replace("{k}", str(len(others) + 1)))
+        end = self._shown(last) + tail
+        return (prefix, end) if end else (prefix[:-1], prefix[-1:])
 
     def _shown(self, candidate: Ids) -> Ids:
         end = len(candidate)

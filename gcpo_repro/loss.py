@@ -71,19 +71,23 @@ def projected_target(z: Tensor, Z: Tensor) -> Tensor:
     return Z_bar[:, 0] - Z_bar.mean(1) + z.mean(0)  # (n, H)
 
 
-def upsilon(z: Tensor, target: Tensor, alpha: float = 2.0, similarity: str = "cosine") -> Tensor:
+def upsilon(
+    z: Tensor, target: Tensor, alpha: float = 2.0, similarity: str = "cosine", mapping: str = "raw"
+) -> Tensor:
     """Eq. 11: Υ_i = α · sim(z_i, t_i), the factor that makes the advantage B_i = A_i · Υ_i.
 
     z, target   (n, H)  features of the candidates, and their `projected_target` t
     alpha       α ≥ 0
     similarity  "cosine": cos(z, t). With the unit vectors ẑ = z/‖z‖ and t̂ = t/‖t‖,
                 "euclidean": 1 − ‖ẑ − t̂‖/2, "gaussian": exp(−‖ẑ − t̂‖²/2)
+    mapping     of the similarity: "raw" (the paper's), or, so that no advantage changes its sign, the extensions
+                "one_plus": (1 + sim)/2, "clamp": max(sim, 0)
     returns     Υ (n,)  0 where z_i or t_i is the zero vector
 
     Defaults: the paper's experiments (α = 2 is the best of its grid; cosine). It names the other two
     similarities without a formula; on raw hidden states both would vanish, hence the unit vectors.
     Raises ValueError: shapes that don't agree; values that are not finite; α < 0, which would reverse every
-    advantage; an unknown similarity.
+    advantage; an unknown similarity or mapping.
     """
     n, H = _sizes("z", z, "n H")
     _sizes("target", target, "n H", n=n, H=H)
@@ -99,6 +103,12 @@ def upsilon(z: Tensor, target: Tensor, alpha: float = 2.0, similarity: str = "co
         sim = torch.exp(-distance.square() / 2)
     else:
         raise ValueError(f'similarity must be "cosine", "euclidean" or "gaussian", got {similarity!r}')
+    if mapping == "one_plus":
+        sim = (1 + sim) / 2
+    elif mapping == "clamp":
+        sim = sim.clamp(min=0)
+    elif mapping != "raw":
+        raise ValueError(f'mapping must be "raw", "one_plus" or "clamp", got {mapping!r}')
     return alpha * sim.masked_fill(~(z.any(-1) & t.any(-1)), 0.0)
 
 

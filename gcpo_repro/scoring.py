@@ -1,11 +1,18 @@
-"""Reading responses under contexts: token log-probabilities and the hidden states that GCPO compares.
+"""Reading candidates under contexts: token log-probabilities and the hidden states that GCPO compares.
 
-φ(q, y), the paper's feature, is the last layer's state (after the final norm) at the last token of y, end-of-sequence
-included, when the policy reads q followed by y. One map for candidates and rollouts alike (paper.md §3, step 3).
+φ(q, y), the paper's feature, is the last layer's state (after the final norm) when the policy reads q followed by y, at the
+last token of y, end-of-sequence included. One map for candidates and rollouts alike (paper.md §3, step 3).
+
+`score_colliders` has three backends that agree to rounding. All contexts x_{i,l} of candidate i begin alike and end with
+y_{n,l}, so "prefix" computes the keys and values of the common part once, puts each end and y_i behind them, and crops the
+cache again. "batched" reads every context whole; "naive" does so one sequence at a time, without padding: the oracle.
+
+B rows (candidates), L integrated outputs, T tokens of the longest candidate, H features.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,26 +20,76 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-# (input_ids, attention_mask, tokens of the response) -> log-probs (N, T), hidden states (N, S, H)
-Forward = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+BACKENDS = ("prefix", "batched", "naive")
+FEATURE_TOKENS = ("last", "last_content", "mean")
+
+Ids = list[int]
+# (ids, attention mask, positions, cache or None, tokens of the response) -> log-probs (N, T), hidden states (N, S, H)
+Forward = Callable[[Tensor, Tensor, Tensor, Any, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one pass over N pairs (context, response) gives; T is the longest response, H the hidden size."""
+    """What one pass over N pairs (context, response) gives; T is the longest response."""
 
     logps: Tensor  # (N, T) log π(y_ij | context, y_i,<j); 0 after the response's end
     mask: Tensor  # (N, T) 1 where the response has a token
     context_state: Tensor  # (N, H) state at the last token of the context
-    response_state: Tensor  # (N, H) state at the last token of the response: φ(context, response)
+    response_state: Tensor  # (N, H) φ(context, response)
 
 
-def score(
-    forward: Forward, contexts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, rows: int,
-    device: torch.device | str = "cpu",
-) -> Scores:  # fmt: skip
-    """Score N pairs, `rows` at a time. Contexts are padded on the left, responses on the right, as TRL does.
+@dataclass(frozen=True)
+class Reader:
+    """How the policy is read.
+
+    Args:
+        forward: `policy_forward(model)`, or a trainer's own.
+        pad_id: fills up rows of different length; it is masked, so any id will do.
+        tokens: of one forward pass, padding included: the memory budget. A longer row is read alone.
+        device: where the ids go.
+        feature_token: which state is φ: "last" (the paper's), "last_content" (the last before the end-of-sequence tokens),
+            or "mean" (over the response's tokens). The latter two are extensions.
+        end_ids: end-of-sequence tokens, for "last_content".
+        agree: the greatest of a number over all processes, so that all of them make equally many passes.
+    """
+
+    forward: Forward
+    pad_id: int
+    tokens: int = 16384
+    device: torch.device | str = "cpu"
+    feature_token: str = "last"
+    end_ids: tuple[int, ...] = ()
+    agree: Callable[[int], int] = int
+
+    def chunks(self, count: int, width: int) -> Iterator[slice]:
+        """Slices of `count` rows of `width` tokens each, within the budget."""
+        rows = max(1, self.tokens // max(1, self.agree(width)))
+        for start in range(0, count, rows):
+            yield slice(start, min(start + rows, count))
+
+    def feature(self, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """States (N, T, H) of the response's tokens, its ids and mask (N, T) -> φ (N, H)."""
+        mask = mask.to(states.device)
+        if self.feature_token == "mean":
+            return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        last = mask.sum(1) - 1
+        if self.feature_token == "last_content":
+            content = mask.bool() & ~torch.isin(ids, torch.tensor(self.end_ids, device=ids.device)).to(mask.device)
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            last = torch.where(content.any(1), (content * positions).amax(1), last)
+        return states[torch.arange(len(states), device=states.device), last].float()
+
+
+def score(reader: Reader, contexts: Sequence[Ids], responses: Sequence[Ids], width: int = 0) -> Scores:
+    """Score N pairs. Contexts are padded on the left, responses on the right, as TRL does.
+
+    Args:
+        reader: how.
+        contexts, responses: N each, at least one token in every row.
+        width: pad responses to this T instead of to the longest.
 
     Raises:
         ValueError: a context or a response without tokens, or lists of different lengths.
@@ -41,41 +98,121 @@ def score(
         raise ValueError(f"contexts and responses: {len(contexts)} and {len(responses)} rows; give as many of each")
     if not contexts or not all(contexts) or not all(responses):
         raise ValueError("contexts, responses: every row needs at least one token")
-    width = max(map(len, responses))
+    width = max(width, *map(len, responses))
+    longest = max(map(len, contexts)) + width
     parts = [
-        _score_chunk(forward, contexts[k : k + rows], responses[k : k + rows], width, pad_id, device)
-        for k in range(0, len(contexts), rows)
+        _score_chunk(reader, contexts[part], responses[part], width) for part in reader.chunks(len(contexts), longest)
     ]
     return Scores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _score_chunk(forward, contexts, responses, width, pad_id, device):
-    start = max(map(len, contexts))  # column of the first response token
-    ids = torch.full((len(contexts), start + width), pad_id, dtype=torch.long)
-    seen = torch.zeros_like(ids)
-    for row, (context, response) in enumerate(zip(contexts, responses, strict=True)):
-        left, right = start - len(context), start + len(response)
-        ids[row, left:right] = torch.tensor(context + response)
-        seen[row, left:right] = 1
-    ids, seen = ids.to(device), seen.to(device)
-    logps, states = forward(ids, seen, width)  # (N, T), (N, S, H)
-    mask = seen[:, start:]
-    ends = start + mask.sum(1) - 1
-    row_index = torch.arange(len(ids), device=states.device)
+def _score_chunk(
+    reader: Reader, contexts: Sequence[Ids], responses: Sequence[Ids], width: int, cache: Any = None, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Rows [cached | context | response], with the cached part's mask `seen` (N, P) where there is one."""
+    left, left_mask = padded(contexts, reader.pad_id, "left")
+    right, mask = padded(responses, reader.pad_id, "right", width)
+    ids, own = torch.cat([left, right], 1), torch.cat([left_mask, mask], 1)
+    attention = own if seen is None else torch.cat([seen.cpu(), own], 1)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    ids, attention, positions, mask = (tensor.to(reader.device) for tensor in (ids, attention, positions, mask))
+    logps, states = reader.forward(ids, attention, positions, cache, width)  # (N, T), (N, S, H)
+    start = left.shape[1]
     return (
-        torch.where(mask.bool(), logps.float(), 0.0), mask,
-        states[:, start - 1].float(), states[row_index, ends.to(states.device)].float(),
+        torch.where(mask.bool(), logps.float(), 0.0), mask, states[:, start - 1].float(),
+        reader.feature(states[:, start:], ids[:, start:], mask),
     )  # fmt: skip
 
 
+def padded(rows: Sequence[Ids], pad_id: int, side: str, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (N, longest row or `width`) each, filled up on the "left" or on the "right"."""
+    width = max(width, max(map(len, rows)))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for k, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[k, place] = torch.tensor(row, dtype=torch.long)
+        mask[k, place] = 1
+    return ids, mask
+
+
+def score_colliders(
+    reader: Reader, prefixes: Sequence[Ids], ends: Sequence[Sequence[Ids]], responses: Sequence[Ids], backend: str = "prefix",
+    model: Any = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Read each candidate y_i behind its L contexts x_{i,l} = prefix_i + end_{i,l}.
+
+    Args:
+        reader: how.
+        prefixes: B token lists, what all contexts of a row share; ends: (B, L) token lists, none empty; responses: the B y_i.
+        backend: one of `BACKENDS`. model: the policy, which "prefix" fills its cache with.
+
+    Returns:
+        log π(y_ij | x_{i,l}, y_i,<j) (B, L, T), 0 after the candidate's end, and the states at the contexts' ends (B, L, H).
+
+    Raises:
+        ValueError: an unknown backend, "prefix" without a model, lists of different lengths.
+    """
+    B, L = len(prefixes), len(ends[0])
+    if backend not in BACKENDS or (backend == "prefix" and model is None):
+        raise ValueError(f"backend: {backend!r} must be one of {BACKENDS}, and 'prefix' needs the model")
+    if not len(ends) == len(responses) == B or any(len(row) != L for row in ends):
+        raise ValueError(f"prefixes, ends, responses: {B}, {len(ends)}, {len(responses)} rows; give as many, L ends in each")
+    if backend == "prefix" and not has_standard_cache(model):
+        warnings.warn("scoring: this model's cache can't be cropped, so every context is read whole (slower)", stacklevel=2)
+        backend = "batched"
+    if backend == "prefix":
+        return _score_behind_prefixes(reader, prefixes, ends, responses, model)
+    width = max(map(len, responses))
+    contexts = [[*prefix, *end] for prefix, row in zip(prefixes, ends, strict=True) for end in row]
+    repeated = [y for y in responses for _ in range(L)]
+    if backend == "batched":
+        scores = score(reader, contexts, repeated, width)
+        return scores.logps.view(B, L, -1), scores.context_state.view(B, L, -1)
+    single = [score(reader, [context], [y], len(y)) for context, y in zip(contexts, repeated, strict=True)]
+    logps = torch.stack([nn.functional.pad(s.logps[0], (0, width - s.logps.shape[1])) for s in single])
+    return logps.view(B, L, -1), torch.cat([s.context_state for s in single]).view(B, L, -1)
+
+
+def _score_behind_prefixes(reader, prefixes, ends, responses, model):
+    L, width = len(ends[0]), max(map(len, responses))
+    longest_end = max(len(end) for row in ends for end in row)
+    longest = max(map(len, prefixes)) + longest_end + width
+    logps, states = [], []
+    for part in reader.chunks(len(prefixes), longest):
+        ids, seen = padded(prefixes[part], reader.pad_id, "left")
+        cache = DynamicCache(config=model.config)
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
+        ids, seen, positions = (tensor.to(reader.device) for tensor in (ids, seen, positions))
+        # One logit only: what is wanted are the keys and values.
+        model(
+            input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )  # fmt: skip
+        columns = []
+        for l in range(L):
+            here = [row[l] for row in ends[part]]
+            columns.append(_score_chunk(reader, here, responses[part], width, cache, seen))
+            cache.crop(-(max(map(len, here)) + width))  # back to the prefix
+        logps.append(torch.stack([column[0] for column in columns], 1))
+        states.append(torch.stack([column[2] for column in columns], 1))
+    return torch.cat(logps), torch.cat(states)
+
+
+def has_standard_cache(model: Any) -> bool:
+    """Whether keys and values of every layer grow by one per token and can be cropped (no sliding windows, no recurrence)."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
 def policy_forward(model: nn.Module, temperature: float = 1.0) -> Forward:
-    """A forward pass for `score` with any causal language model of transformers, outside a trainer; call it under no_grad."""
+    """The `Reader.forward` of any causal language model of transformers, outside a trainer; call it under no_grad."""
     policy: Any = model
 
-    def forward(ids: Tensor, seen: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        positions = (seen.cumsum(1) - 1).clamp(min=0)
+    def forward(ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:
         with eval_mode(model), StateCapture(model) as capture:
-            logits = policy(input_ids=ids, attention_mask=seen, position_ids=positions, logits_to_keep=width + 1).logits
+            logits = policy(
+                input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=cache is not None,
+                logits_to_keep=width + 1,
+            ).logits  # fmt: skip
             assert capture.states is not None
             states = capture.states
         logps = (logits[:, :-1].float() / temperature).log_softmax(-1)

@@ -6,114 +6,33 @@
 * `_get_per_token_logps_and_entropies`: remembers the live log-probabilities of the loss's own forward pass.
 * `_compute_loss`: adds κ KL(π_θ ‖ π'_ref) to TRL's loss (Eq. 10).
 
-The equations themselves are in `loss.py`; the readable whole of the objective is `loss.gcpo_loss`.
+The equations themselves are in `loss.py`; the readable whole of the objective is `loss.gcpo_loss`. B local rows, n to a
+group, L integrated outputs, M rollouts, T tokens, H features. Every process generates and reads equally often.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import ProcessorMixin
-from trl import GRPOConfig, GRPOTrainer
+from transformers import DynamicCache, ProcessorMixin
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
-from .contexts import CANDIDATE_PREFIX, INTEGRATION_SUFFIX, ContextBuilder
+from .config import GCPOConfig
+from .contexts import ContextBuilder
 from .errors import UserError
 from .loss import k3, projected_reference, projected_target, upsilon
-from .qlora import hardware_has_bf16, prepare_quantized
-from .scoring import Scores, StateCapture, eval_mode, score
+from .metrics import upsilon_metrics
+from .qlora import prepare_quantized
+from .scoring import Ids, Reader, StateCapture, eval_mode, has_standard_cache, padded, score, score_colliders
 
-ESTIMATORS = ("state", "rollout")
-CONTROLS = ("none", "constant")
-SIMILARITIES = ("cosine", "euclidean", "gaussian")
-
-
-@dataclass
-class GCPOConfig(GRPOConfig):
-    """`trl.GRPOConfig` with the paper's form as its defaults, and GCPO's own settings.
-
-    Changed defaults: `loss_type="grpo"` (Eq. 6, 10: 1/T_i per answer), `scale_rewards="group"` (Eq. 8), `beta=0.04` (the
-    paper gives no value; GRPO's original one), `use_bias_correction_kl=False` (Eq. 6, 7), `bf16` only where the hardware has it.
-
-    Raises:
-        UserError: a value outside its range, a loss type the κ term is not defined for.
-    """
-
-    loss_type: str = field(default="grpo", metadata={"help": "Eq. 6 and 10 divide by each answer's length T_i."})
-    scale_rewards: str = field(default="group", metadata={"help": "Eq. 8: (r - mean) / std over the group."})
-    beta: float = field(default=0.04, metadata={"help": "Weight of KL(π_θ ‖ π_ref), Eq. 6. No value in the paper."})
-    use_bias_correction_kl: bool = field(
-        default=False, metadata={"help": "Eq. 6 adds the KL estimate of Eq. 7 as it is; True weights it with the ratio R."}
-    )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "None: only where the hardware has bf16 units (TRL: everywhere)."}
-    )
-
-    alpha: float = field(default=2.0, metadata={"help": "Scale α of Υ, Eq. 11. Paper: 2, the best of its grid."})
-    kappa: float = field(default=0.06, metadata={"help": "Weight κ of KL(π_θ ‖ π'_ref), Eq. 12. Paper: 0.06."})
-    similarity: str = field(default="cosine", metadata={"help": f"Similarity in Υ: one of {SIMILARITIES}. Paper: cosine."})
-    estimator: str = field(
-        default="state",
-        metadata={
-            "help": "'rollout': the paper's steps 1-4, num_rollouts outputs from each context. 'state': an approximation, "
-            "the hidden state at each context's end stands for the rollouts; costs no generation."
-        },
-    )
-    num_integrated: int | None = field(
-        default=None, metadata={"help": "L, integrated outputs per group. None: n, as in the paper. 2 <= L <= n."}
-    )
-    num_rollouts: int | None = field(
-        default=None, metadata={"help": "M, outputs sampled from each context ('rollout'). None: n, as in the paper."}
-    )
-    control: str = field(
-        default="none", metadata={"help": "'none': Υ of Eq. 11. 'constant': Υ = α (α = 1: the paper's 'without Υ')."}
-    )
-    context_max_tokens: int = field(
-        default=0, metadata={"help": "Show only the last so many tokens of each candidate in a context; 0 shows all."}
-    )
-    candidate_prefix: str = field(
-        default=CANDIDATE_PREFIX, metadata={"help": "Text before each candidate in a context; {k} is its number."}
-    )
-    integration_suffix: str = field(
-        default=INTEGRATION_SUFFIX, metadata={"help": "Text after the last candidate: asks for the integrated answer."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = hardware_has_bf16()  # TRL would switch it on everywhere, also on a CPU or a T4
-        super().__post_init__()
-        n = self.num_generations
-        self.num_integrated = n if self.num_integrated is None else self.num_integrated
-        self.num_rollouts = n if self.num_rollouts is None else self.num_rollouts
-        self._check(n, self.num_integrated, self.num_rollouts)
-
-    def _check(self, n: int, L: int, M: int) -> None:
-        for name, allowed in (("estimator", ESTIMATORS), ("control", CONTROLS), ("similarity", SIMILARITIES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name}: {getattr(self, name)!r} is unknown, choose one of {', '.join(allowed)}")
-        if not 0 <= self.kappa < float("inf"):
-            raise UserError(f"kappa: {self.kappa} must be finite and not negative (paper: 0.06)")
-        if not 0 <= self.alpha < float("inf"):
-            raise UserError(f"alpha: {self.alpha} must be finite and not negative (paper: 2)")
-        if not 2 <= L <= n:
-            raise UserError(
-                f"num_integrated: {L} must lie between 2 and num_generations = {n}; "
-                "with one integrated output the residual of Eq. 11 and 13 is exactly zero"
-            )
-        if M < 1 or self.context_max_tokens < 0:
-            raise UserError(
-                f"num_rollouts: {M} must be at least 1, "
-                f"and context_max_tokens: {self.context_max_tokens} at least 0"
-            )
-        if self.kappa > 0 and self.loss_type != "grpo":
-            raise UserError(
-                f"loss_type: {self.loss_type!r} cannot be combined with kappa = {self.kappa}: Eq. 10 averages the κ term "
-                "as loss_type 'grpo' does; set loss_type='grpo' or kappa=0"
-            )
+__all__ = ["GCPOConfig", "GCPOTrainer"]
 
 
 class GCPOTrainer(GRPOTrainer):
@@ -150,14 +69,21 @@ class GCPOTrainer(GRPOTrainer):
         self._rewards = torch.empty(0)
         self._live_logps: Tensor | None = None
         self._extra_tokens = 0
+        self._cache_is_standard = has_standard_cache(self.model)
         if self._integrates:
             self._check_window()
+            self._check_foreign()
             self._announce_cost()
 
     @property
     def _integrates(self) -> bool:
-        """Whether a step needs integrated outputs at all; without Υ and κ GCPO is GRPO and costs what GRPO costs."""
-        return self.args.control == "none" or self.args.kappa > 0
+        """Whether a step needs features or contexts at all; without Υ and κ GCPO is GRPO and costs what GRPO costs."""
+        return self.args.control != "constant" or self.args.kappa > 0
+
+    @property
+    def _reads_contexts(self) -> bool:
+        """Whether the contexts x_{i,l} are needed: not for a target of z̄ alone, without κ."""
+        return self.args.kappa > 0 or self.args.control not in ("constant", "centroid", "centroid_loo")
 
     def _check_window(self) -> None:
         shown = self.max_completion_length
@@ -171,8 +97,16 @@ class GCPOTrainer(GRPOTrainer):
                 "lower context_max_tokens, num_generations or max_completion_length"
             )
 
+    def _check_foreign(self) -> None:
+        per_step = self.args.per_device_train_batch_size * self.args.steps_per_generation * self.accelerator.num_processes
+        if self.args.control == "foreign" and per_step < 2 * self.num_generations:
+            raise UserError(
+                f"control: 'foreign' takes y_n of another question, but a generation batch of {per_step} answers holds one "
+                f"group of {self.num_generations}; raise per_device_train_batch_size"
+            )
+
     def _announce_cost(self) -> None:
-        if self.args.estimator == "rollout" and self.accelerator.is_main_process:
+        if self.args.estimator == "rollout" and self._reads_contexts and self.accelerator.is_main_process:
             n, L, M = self.num_generations, self.args.num_integrated, self.args.num_rollouts
             print(
                 f"estimator 'rollout': per question {n} answers + {L} integrated outputs + {n}·{L}·{M} rollouts = "
@@ -203,51 +137,79 @@ class GCPOTrainer(GRPOTrainer):
         if self._integrates:
             started, self._extra_tokens = time.perf_counter(), 0
             with torch.no_grad(), eval_mode(self.model), StateCapture(self.model) as capture:
-                self._integrate_and_project(inputs, output, capture)
+                self._integrate_and_project(inputs, output, self._reader(capture))
             seconds = time.perf_counter() - started
             self._log_gcpo({"extra_seconds": seconds, "extra_generated_tokens": float(self._extra_tokens)})
         if self.args.control == "constant":
             output["advantages"] = output["advantages"] * self.args.alpha  # B_i = α A_i
         return output
 
-    def _integrate_and_project(self, inputs, output, capture: StateCapture) -> None:
-        """Steps 2-4 of the paper for the local rows. B rows, n to a group, L integrated outputs, M rollouts."""
-        n, L = self.num_generations, self.args.num_integrated
-        first = self.accelerator.process_index * len(inputs)  # a group may be split across processes
-        rows = range(first, first + len(inputs))
-        y = gather_object(self._candidates)
-        groups = [y[row // n * n : row // n * n + n] for row in rows]
-        prompts = [example["prompt"] for example in inputs]
+    def _integrate_and_project(self, inputs, output, reader: Reader) -> None:
+        """Steps 2-4 of the paper for the local rows."""
         mask = output["prompt_mask"].bool()
         q = [ids[seen].tolist() for ids, seen in zip(output["prompt_ids"], mask, strict=True)]
+        under_q = score(reader, q, self._candidates)  # z_i and log π(y_i | q)
+        Z = None
+        if self._reads_contexts:
+            prefixes, ends = self._collider_contexts([example["prompt"] for example in inputs], q)
+            Z = self._read_contexts(reader, output, q, prefixes, ends, under_q.logps, under_q.mask)
+        if self.args.control != "constant":
+            self._fold_upsilon(output, under_q.response_state, Z)
 
-        y_n = self._integrated_outputs(prompts, groups, rows)
-        x = [
-            self._contexts.collider(prompts[k], groups[k], row % n, y_n[row // n * n + l])
-            for k, row in enumerate(rows)
-            for l in range(L)
-        ]  # (B · L) contexts x_{i,l}
-        under_q = self._score(capture, q, self._candidates)  # z_i and log π(y_i | q)
-        under_x = None
-        if self.args.kappa > 0 or self.args.estimator == "state":
-            under_x = self._score(capture, x, [ids for ids in self._candidates for _ in range(L)])
-        if self.args.control == "none":
-            Z = self._conditional_features(capture, q, x, under_x)  # (B, L, M, H)
-            self._fold_upsilon(output, under_q.response_state, Z, rows)
-        if under_x is not None and self.args.kappa > 0:
-            self._store_projected_reference(output, under_q, under_x, L)
+    def _collider_contexts(self, prompts, q: list[Ids]) -> tuple[list[Ids], list[list[Ids]]]:
+        """Step 2: what the contexts x_{i,l} of each local candidate share, and their L ends, which show y_{n,l}."""
+        n, L, rows = self.num_generations, self.args.num_integrated, self._rows(len(q))
+        everything = gather_object(self._candidates)
+        groups = [everything[row // n * n : row // n * n + n] for row in rows]  # a group may be split across processes
+        orders = [self._order(row // n) for row in rows]
+        places = [row % n for row in rows]
+        shared = zip(prompts, groups, orders, strict=True)
+        whole = [self._contexts.integration(prompt, [group[j] for j in order]) for prompt, group, order in shared]
+        if self.args.phi == "algorithm":
+            written = self._one_each(whole, [place < L for place in places])
+            y_n = [written[row // n * n : row // n * n + L] for row in self._foreign(rows, len(written))]
+        else:  # y_{n,0} as observed, the others with a fresh y_i' in the place of y_i
+            observed = self._one_each(whole, [place == 0 for place in places])
+            spare = self._sample(q)
+            replaced = [
+                self._contexts.integration(prompt, [fresh if j == i else group[j] for j in order])
+                for prompt, group, order, i, fresh in zip(prompts, groups, orders, places, spare, strict=True)
+            ]
+            others = self._sample([context for context in replaced for _ in range(L - 1)], self.args.integrated_max_tokens)
+            first = [observed[row // n * n] for row in self._foreign(rows, len(observed))]
+            y_n = [[one, *others[k * (L - 1) : (k + 1) * (L - 1)]] for k, one in enumerate(first)]
+        parts = [
+            [self._contexts.parts(prompt, [group[j] for j in order if j != i], out) for out in outs]
+            for prompt, group, order, i, outs in zip(prompts, groups, orders, places, y_n, strict=True)
+        ]
+        return [row[0][0] for row in parts], [[end for _, end in row] for row in parts]
 
-    def _integrated_outputs(self, prompts, groups, rows: range) -> list[list[int]]:
-        """Step 2: y_{n,l} for l < L, at position (group start + l) of the returned list of all rows."""
-        n, L = self.num_generations, self.args.num_integrated
-        wanted = [k for k, row in enumerate(rows) if row % n < L]
-        # A process whose rows are all beyond L still generates once: sharded models generate together or not at all.
-        asked = wanted or [0]
-        written = self._sample([self._contexts.integration(prompts[k], groups[k]) for k in asked])
-        local: list[list[int]] = [[] for _ in rows]
-        for k, ids in zip(wanted, written[: len(wanted)], strict=True):
+    def _rows(self, count: int) -> range:
+        """Numbers of the local rows among those of all processes."""
+        first = self.accelerator.process_index * count
+        return range(first, first + count)
+
+    def _foreign(self, rows: range, total: int) -> list[int]:
+        """The rows whose y_n is used: their own, or for control "foreign" those of the next group."""
+        shift = self.num_generations if self.args.control == "foreign" else 0
+        return [(row + shift) % total for row in rows]
+
+    def _order(self, group: int) -> list[int]:
+        """In which order the candidates of this group are shown; the same on every process."""
+        order = list(range(self.num_generations))
+        if self.args.candidate_order == "shuffled":
+            random.Random(f"{self.args.seed} {self.state.global_step} {group}").shuffle(order)
+        return order
+
+    def _one_each(self, contexts: list[Ids], wanted: list[bool]) -> list[Ids]:
+        """An integrated output for each wanted context, at its row in a list of all processes' rows (else empty)."""
+        asked = [k for k, want in enumerate(wanted) if want]
+        # A process that wants none still generates once: sharded models generate together or not at all.
+        written = self._sample([contexts[k] for k in asked or [0]], self.args.integrated_max_tokens)
+        local: list[Ids] = [[] for _ in contexts]
+        for k, ids in zip(asked, written[: len(asked)], strict=True):
             local[k] = ids
-        if wanted:
+        if asked:
             lengths = [float(len(ids)) for ids in written]
             self._log_gcpo({
                 "integrated_length": sum(lengths) / len(lengths),
@@ -255,64 +217,147 @@ class GCPOTrainer(GRPOTrainer):
             })  # fmt: skip
         return gather_object(local)
 
-    def _conditional_features(self, capture: StateCapture, q, x, under_x: Scores | None) -> Tensor:
-        """Step 3: Z_{i,l,m}, (B, L, M, H). 'state' has M = 1, the state at the end of the context."""
+    def _read_contexts(self, reader: Reader, output, q, prefixes, ends, logps_q: Tensor, mask: Tensor) -> Tensor | None:
+        """Steps 3 and 4: log π'_ref into the output; returns Z_{i,l,m} (B, L, M, H), where M = 1 for estimator "state"."""
         L, M = self.args.num_integrated, self.args.num_rollouts
+        states = None
+        if self.args.kappa > 0 or self.args.estimator == "state":
+            logps_x, states = score_colliders(reader, prefixes, ends, self._candidates, self.args.scoring, self.model)
+        if self.args.kappa > 0:
+            self._store_projected_reference(output, logps_x, logps_q, mask)
+            if self.args.kl_context == "collider":
+                contexts = [prefix + row[0] for prefix, row in zip(prefixes, ends, strict=True)]
+                ids, seen = padded(contexts, reader.pad_id, "left")
+                output["collider_ids"], output["collider_mask"] = ids.to(reader.device), seen.to(reader.device)
+        if self.args.control in ("constant", "centroid", "centroid_loo"):
+            return None
         if self.args.estimator == "state":
-            assert under_x is not None
-            return under_x.context_state.view(len(q), L, 1, -1)
+            assert states is not None
+            return states[:, :, None]
+        x = [prefix + end for prefix, row in zip(prefixes, ends, strict=True) for end in row]
         rollouts = self._sample([context for context in x for _ in range(M)])
-        read = self._score(capture, [ids for ids in q for _ in range(L * M)], rollouts)
+        read = score(reader, [ids for ids in q for _ in range(L * M)], rollouts)
         return read.response_state.view(len(q), L, M, -1)
 
-    def _fold_upsilon(self, output, z: Tensor, Z: Tensor, rows: range) -> None:
+    def _fold_upsilon(self, output, z: Tensor, Z: Tensor | None) -> None:
         """B_i = A_i · Υ_i (Eq. 11), for whole groups, then back to the local rows; and what Υ did, in numbers."""
-        n = self.num_generations
+        n, rows = self.num_generations, self._rows(len(z))
         z = self.accelerator.gather(z)  # (all rows, H)
-        Z = self.accelerator.gather(Z.mean(2, keepdim=True))  # only the mean over M enters; (all rows, L, 1, H)
-        starts = range(0, len(z), n)
-        target = torch.cat([projected_target(z[s : s + n], Z[s : s + n]) for s in starts])
-        upsilons = upsilon(z, target, self.args.alpha, self.args.similarity)
+        if Z is not None:
+            Z = self.accelerator.gather(Z.mean(2, keepdim=True))  # only the mean over M enters; (all rows, L, 1, H)
+        upsilons = torch.cat([
+            self._group_upsilon(z[s : s + n], None if Z is None else Z[s : s + n], s // n) for s in range(0, len(z), n)
+        ])  # fmt: skip
         output["advantages"] = output["advantages"] * upsilons[rows.start : rows.stop].to(output["advantages"])
         lengths = torch.tensor([float(len(ids)) for ids in gather_object(self._candidates)], device=z.device)
         self._log_gcpo(upsilon_metrics(upsilons, z, Z, self._rewards.to(z.device), lengths, n))
 
-    def _store_projected_reference(self, output, under_q: Scores, under_x: Scores, L: int) -> None:
+    def _group_upsilon(self, z: Tensor, Z: Tensor | None, group: int) -> Tensor:
+        """Υ (n,) of one group, z (n, H), Z (n, L, 1, H), by the chosen target or control."""
+        args, n = self.args, len(z)
+        if args.control == "centroid":
+            target = z.mean(0, keepdim=True).expand_as(z)  # z̄
+        elif args.control == "centroid_loo":
+            target = (z.sum(0, keepdim=True) - z) / (n - 1)  # z̄_{−i}
+        else:
+            assert Z is not None
+            target = projected_target(z, Z)
+        upsilons = upsilon(z, target, args.alpha, args.similarity, args.upsilon_map)
+        if args.control == "permuted":
+            order = list(range(n))
+            random.Random(f"permuted {args.seed} {self.state.global_step} {group}").shuffle(order)
+            upsilons = upsilons[order]
+        return upsilons
+
+    def _store_projected_reference(self, output, logps_x: Tensor, logps_q: Tensor, mask: Tensor) -> None:
         """Step 4: log π'_ref for the local rows, (B, C) beside TRL's own log-probabilities."""
-        logps_x = under_x.logps.view(len(under_q.logps), L, -1)
-        log_ref, low, high = projected_reference(logps_x, under_q.logps, under_q.mask)
+        log_ref, low, high = projected_reference(logps_x, logps_q, mask, self.args.eq13_reduction)
         # TRL may pad the answers further (pad_to_multiple_of); the padding is masked out of the loss.
-        width = output["completion_ids"].size(1)
-        stored = log_ref.new_zeros(len(log_ref), width)
+        stored = log_ref.new_zeros(len(log_ref), output["completion_ids"].size(1))
         stored[:, : log_ref.size(1)] = log_ref
         output["projected_ref_per_token_logps"] = stored
         shares = self.accelerator.gather(torch.stack([low, high]).to(log_ref)).view(-1, 2).mean(0)
         self._log_gcpo({"clamped_low": shares[0].item(), "clamped_high": shares[1].item()})
 
-    def _sample(self, contexts: list[list[int]]) -> list[list[int]]:
-        """One response from the policy to each context, at most a generation batch at a time."""
-        longest = max(map(len, contexts))
-        if self._window is not None and longest + self.max_completion_length > self._window:
+    def _sample(self, contexts: list[Ids], max_tokens: int = 0) -> list[Ids]:
+        """One response from the policy to each context, of at most `max_tokens` (0: max_completion_length)."""
+        longest, limit = max(map(len, contexts)), max_tokens or self.max_completion_length
+        if self._window is not None and longest + limit > self._window:
             raise UserError(
-                f"context_max_tokens: a context of {longest} tokens + max_completion_length "
-                f"{self.max_completion_length} exceeds the model's window of {self._window}; show less of each "
-                "candidate (context_max_tokens) or use shorter prompts"
+                f"context_max_tokens: a context of {longest} tokens + {limit} of the answer exceeds the model's window of "
+                f"{self._window}; show less of each candidate (context_max_tokens) or use shorter prompts"
             )
         size = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        written: list[list[int]] = []
+        plain = self.use_vllm or self.use_transformers_continuous_batching or not self._cache_is_standard
+        generate = self._plain_generate if plain else self._generate_behind_prefixes
+        written: list[Ids] = []
         for start in range(0, len(contexts), size):
-            written += self._generate_single_turn(contexts[start : start + size], None, {}, 1)[0]
+            written += generate(contexts[start : start + size], limit)
         self._extra_tokens += sum(map(len, written))
         return written
 
-    def _score(self, capture: StateCapture, contexts: list[list[int]], responses: list[list[int]]) -> Scores:
-        def forward(ids: Tensor, seen: Tensor, width: int) -> tuple[Tensor, Tensor]:
-            logps = GRPOTrainer._get_per_token_logps_and_entropies(self, self.model, ids, seen, width)[0]
-            assert capture.states is not None
-            return logps, capture.states
+    def _plain_generate(self, contexts: list[Ids], limit: int) -> list[Ids]:
+        return [ids[:limit] for ids in self._generate_single_turn(contexts, None, {}, 1)[0]]
 
-        rows = self.args.per_device_train_batch_size
-        return score(forward, contexts, responses, self._tokenizer.pad_token_id, rows, self.accelerator.device)
+    def _generate_behind_prefixes(self, contexts: list[Ids], limit: int) -> list[Ids]:
+        """As TRL generates, but equal neighbours are read once, and their keys and values repeated."""
+        runs = [(list(ids), sum(1 for _ in run)) for ids, run in groupby(map(tuple, contexts))]
+        different = padded([ids for ids, _ in runs], self._tokenizer.pad_token_id, "left")
+        ids, seen = (tensor.to(self.accelerator.device) for tensor in different)
+        repeats = torch.tensor([count for _, count in runs], device=ids.device)
+        rows = torch.repeat_interleave(torch.arange(len(runs), device=ids.device), repeats)
+        args = self.args
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs, gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):  # fmt: skip
+            cache = DynamicCache(config=model.config)
+            if ids.shape[1] > 1 and len(runs) < len(contexts):
+                positions = (seen.cumsum(1) - 1).clamp(min=0)
+                model(
+                    input_ids=ids[:, :-1], attention_mask=seen[:, :-1], position_ids=positions[:, :-1],
+                    past_key_values=cache, use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+                cache.batch_select_indices(rows)
+            config = self.generation_config
+            longest, config.max_new_tokens = config.max_new_tokens, limit
+            try:
+                output = model.generate(
+                    input_ids=ids[rows], attention_mask=seen[rows], past_key_values=cache, generation_config=config
+                )
+            finally:
+                config.max_new_tokens = longest
+        ends = set(self.eos_token_ids)
+        responses = []
+        for row in output[:, ids.shape[1] :].tolist():
+            end = next((j for j, token in enumerate(row) if token in ends), len(row) - 1)
+            responses.append(row[: end + 1])
+        return responses
+
+    def _reader(self, capture: StateCapture) -> Reader:
+        def forward(ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:
+            labels = ids.masked_fill(seen[:, -ids.shape[1] :] == 0, -100)
+            labels[:, :-width] = -100
+            with self.accelerator.autocast():  # TRL's fused head: the temperature is in it, and no logits are kept
+                logps = self.model(
+                    input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, labels=labels,
+                    fused_lm_head=True,
+                ).log_probs  # fmt: skip
+            assert capture.states is not None
+            return logps[:, -width:], capture.states
+
+        return Reader(
+            forward, self._tokenizer.pad_token_id, self.args.scoring_tokens, self.accelerator.device, self.args.feature_token,
+            tuple(self.eos_token_ids), self._global_max,
+        )  # fmt: skip
+
+    def _global_max(self, width: int) -> int:
+        """The same on every process, so that all make equally many passes."""
+        return int(self.accelerator.gather(torch.tensor([width], device=self.accelerator.device)).max())
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -325,6 +370,10 @@ class GCPOTrainer(GRPOTrainer):
         if "projected_ref_per_token_logps" not in inputs:
             return loss
         mask = inputs["completion_mask"].bool()
+        if "collider_ids" in inputs:  # Eq. 12 as printed: π_θ(y_i | x_i)
+            ids = torch.cat([inputs["collider_ids"], inputs["completion_ids"]], 1)
+            seen = torch.cat([inputs["collider_mask"], inputs["completion_mask"]], 1)
+            logps = GRPOTrainer._get_per_token_logps_and_entropies(self, model, ids, seen, mask.shape[1])[0]
         reference = torch.where(mask, inputs["projected_ref_per_token_logps"], logps.detach())
         kl = torch.where(mask, k3(logps, reference), 0.0)  # Eq. 12, (B, C)
         term = (kl.sum(1) / mask.sum(1).clamp(min=1)).mean()
@@ -334,40 +383,6 @@ class GCPOTrainer(GRPOTrainer):
     def _log_gcpo(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._metrics["train"][f"gcpo/{name}"].append(value)
-
-
-def upsilon_metrics(
-    upsilons: Tensor, z: Tensor, Z: Tensor, rewards: Tensor, lengths: Tensor, group_size: int
-) -> dict[str, float]:
-    """What Υ did in one batch (formulas: README, "Metrics").
-
-    Args:
-        upsilons: (N,) Υ_i. z: (N, H). Z: (N, L, M, H). rewards, lengths: (N,), NaN for unscorable answers.
-        group_size: n; N is a multiple of it.
-    """
-    residual = Z[:, 0].mean(1) - Z.mean((1, 2))  # Z̄_i − Z̄'_i, (N, H)
-    groups = z.view(-1, group_size, z.size(-1))
-    mean = groups.mean(1, keepdim=True)
-    leave_one_out = ((group_size * mean - groups) / (group_size - 1)).reshape(z.shape)  # z̄_{−i}
-    slope = ((z - leave_one_out) * residual).sum() / residual.square().sum()  # b̂, theory.md §3
-    return {
-        "upsilon_mean": upsilons.mean().item(),
-        "upsilon_std": upsilons.view(-1, group_size).std(1).mean().item(),
-        "upsilon_min": upsilons.min().item(),
-        "upsilon_negative": (upsilons < 0).float().mean().item(),
-        "upsilon_reward_corr": within_group_correlation(upsilons, rewards, group_size),
-        "upsilon_length_corr": within_group_correlation(upsilons, lengths, group_size),
-        "residual_norm": (residual.norm(dim=1).mean() / mean.norm(dim=2).mean()).item(),
-        "slope": slope.item(),
-    }
-
-
-def within_group_correlation(a: Tensor, b: Tensor, group_size: int) -> float:
-    """Pearson correlation of a and b, both (N,), after each group's mean is removed; NaN where nothing varies."""
-    a, b = a.view(-1, group_size).double(), b.view(-1, group_size).double()
-    kept = ~(a.isnan() | b.isnan()).any(1)
-    a, b = (v[kept] - v[kept].mean(1, keepdim=True) for v in (a, b))
-    return ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()).item()
 
 
 def _refuse_unsupported(train_dataset: Any, processing_class: Any, kwargs: dict[str, Any]) -> None:

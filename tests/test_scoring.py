@@ -3,9 +3,18 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GemmaConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
-from gcpo_repro.scoring import StateCapture, eval_mode, policy_forward, score
+from gcpo_repro.scoring import Reader, StateCapture, eval_mode, policy_forward, score, score_colliders
 
 EOS = 1
 
@@ -46,12 +55,12 @@ def check(model, scores, contexts, responses, temperature=1.0):
         torch.testing.assert_close(scores.response_state[row], at_response, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("tokens", [1, 100, 200, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_scores_are_those_of_single_sequences(model, pairs, rows, temperature):
+def test_scores_are_those_of_single_sequences(model, pairs, tokens, temperature):
     """Whatever the chunks. Padding is EOS here, as with models that have no padding token: only the mask tells."""
     with torch.no_grad():
-        found = score(policy_forward(model, temperature), *pairs, pad_id=EOS, rows=rows)
+        found = score(Reader(policy_forward(model, temperature), EOS, tokens), *pairs)
     check(model, found, *pairs, temperature)
 
 
@@ -61,13 +70,13 @@ def test_scores_of_a_model_with_absolute_positions(pairs):
     config = GPT2Config(vocab_size=81, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        found = score(policy_forward(model), *pairs, pad_id=EOS, rows=3)
+        found = score(Reader(policy_forward(model), EOS, 120), *pairs)
     check(model, found, *pairs)
 
 
 def test_the_padding_token_does_not_matter(model, pairs):
     with torch.no_grad():
-        found = [score(policy_forward(model), *pairs, pad_id=pad, rows=5) for pad in (0, EOS, 20)]
+        found = [score(Reader(policy_forward(model), pad), *pairs) for pad in (0, EOS, 20)]
     for other in found[1:]:
         for name in ("logps", "mask", "context_state", "response_state"):
             torch.testing.assert_close(getattr(other, name), getattr(found[0], name), rtol=0, atol=1e-6)
@@ -89,7 +98,7 @@ def test_scores_in_training_mode_are_without_dropout_and_the_mode_stays(tiny_fol
     adapted = get_peft_model(base, lora)
     adapted.train()
     with torch.no_grad():
-        found = score(policy_forward(adapted), *pairs, pad_id=0, rows=2)
+        found = score(Reader(policy_forward(adapted), 0, 100), *pairs)
     assert adapted.training
     check(adapted.eval(), found, *pairs)
     with adapted.disable_adapter():
@@ -100,8 +109,8 @@ def test_scores_in_training_mode_are_without_dropout_and_the_mode_stays(tiny_fol
 def test_the_order_of_pairs_does_not_matter(model, pairs):
     contexts, responses = pairs
     with torch.no_grad():
-        found = score(policy_forward(model), contexts, responses, 0, 2)
-        back = score(policy_forward(model), contexts[::-1], responses[::-1], 0, 2)
+        found = score(Reader(policy_forward(model), 0, 100), contexts, responses)
+        back = score(Reader(policy_forward(model), 0, 100), contexts[::-1], responses[::-1])
     for name in ("logps", "context_state", "response_state"):
         torch.testing.assert_close(getattr(back, name).flip(0), getattr(found, name), rtol=0, atol=1e-5)
 
@@ -109,7 +118,7 @@ def test_the_order_of_pairs_does_not_matter(model, pairs):
 def test_scores_are_float32_whatever_the_model(tiny_folder, pairs):
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     with torch.no_grad():
-        found = score(policy_forward(model), *pairs, pad_id=0, rows=5)
+        found = score(Reader(policy_forward(model), 0), *pairs)
     assert found.logps.dtype == found.context_state.dtype == found.response_state.dtype == torch.float32
 
 
@@ -124,7 +133,7 @@ def test_scores_are_float32_whatever_the_model(tiny_folder, pairs):
 )
 def test_errors(model, contexts, responses, message):
     with pytest.raises(ValueError, match=message):
-        score(policy_forward(model), contexts, responses, 0, 2)
+        score(Reader(policy_forward(model), 0, 100), contexts, responses)
 
 
 def hooks(model):
@@ -153,3 +162,122 @@ def test_eval_mode_puts_the_mode_back_also_after_an_error(training):
     with pytest.raises(RuntimeError, match="stop"), eval_mode(module):
         raise RuntimeError("stop")
     assert module.training == training
+
+
+# The contexts of a candidate, which begin alike
+
+
+@pytest.fixture(scope="module")
+def colliders(tiny_folder):
+    """4 candidates with 3 contexts each; everything ragged, one candidate truncated, one end a single token."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    read_ids = lambda text: list(tokenizer(text)["input_ids"])  # noqa: E731
+    prefixes = [read_ids(text) for text in ("1+1=?|a2|", "22+333=?|longer one here|7|", "x|y|", "5-4=?|1|another|")]
+    words = ("a", "bcd", "5"), ("", "z", "zz"), ("q", "r", ""), ("9", "1", "12")
+    ends = [[read_ids(f"{word}!") for word in row] for row in words]
+    return prefixes, ends, [*(read_ids(text) + [EOS] for text in ("a2", "355 or", "b")), read_ids("cut off here")]
+
+
+def adapted(folder, quantised):
+    from gcpo_repro import LoraSettings, load_policy
+
+    model, _, config = load_policy(folder, "nf4" if quantised else "none", LoraSettings(r=4))
+    config.init_lora_weights = False
+    torch.manual_seed(0)
+    model = get_peft_model(model, config)
+    with torch.no_grad():  # adapters of a trained policy's size; larger logits would only show float32's rounding
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter *= 0.1
+    return model
+
+
+def read_with(backend, model, colliders, tokens=16384, pad=EOS, temperature=1.0):
+    with torch.no_grad():
+        return score_colliders(Reader(policy_forward(model, temperature), pad, tokens), *colliders, backend, model)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "nf4"])
+@pytest.mark.parametrize("tokens", [1, 90, 16384])
+def test_backends_agree(tiny_folder, colliders, kind, tokens):
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder) if kind == "full" else adapted(tiny_folder, kind == "nf4")
+    logps, states = read_with("naive", model, colliders, temperature=0.8)
+    assert logps.shape[:2] == states.shape[:2] == (4, 3)
+    for backend in ("batched", "prefix"):
+        found = read_with(backend, model, colliders, tokens, temperature=0.8)
+        torch.testing.assert_close(found[0], logps, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(found[1], states, rtol=1e-4, atol=1e-4)
+    prefixes, ends, responses = colliders
+    for i, l in ((0, 1), (3, 2)):  # and all with one plain forward pass
+        alone = read(model.eval(), prefixes[i] + ends[i][l], responses[i], 0.8)
+        torch.testing.assert_close(logps[i, l, : len(responses[i])], alone[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(states[i, l], alone[1], rtol=1e-4, atol=1e-4)
+        assert (logps[i, l, len(responses[i]) :] == 0).all()
+
+
+def test_exchanging_two_contexts_moves_the_numbers(model, colliders):
+    """So that agreement means something."""
+    prefixes, ends, responses = colliders
+    right, _ = read_with("prefix", model, colliders)
+    swapped, _ = read_with("prefix", model, (prefixes, [[row[1], row[0], row[2]] for row in ends], responses))
+    assert (right - swapped)[:, :2].abs().max() > 0.05 and (right - swapped)[:, 2].abs().max() < 1e-5
+    torch.testing.assert_close(swapped[:, 0], right[:, 1], rtol=0, atol=1e-5)
+
+
+CONFIGS = {
+    "llama": LlamaConfig, "mistral": lambda **options: MistralConfig(sliding_window=None, **options), "gemma": GemmaConfig,
+    "qwen2": Qwen2Config,
+}  # fmt: skip
+
+
+def tiny(build, **options):
+    torch.manual_seed(0)
+    config = build(
+        vocab_size=81, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, max_position_embeddings=128, initializer_range=0.3, **options,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_backends_agree_on_other_decoders(name, colliders, recwarn):
+    model = tiny(CONFIGS[name])
+    expected = read_with("naive", model, colliders, pad=0)
+    found = read_with("prefix", model, colliders, pad=0)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=2e-5)
+    assert not [w for w in recwarn if "cropped" in str(w.message)]
+
+
+def test_sliding_windows_are_read_whole_and_said_to_be(colliders):
+    model = tiny(MistralConfig, sliding_window=4)
+    with pytest.warns(UserWarning, match="can't be cropped"):
+        found = read_with("prefix", model, colliders)
+    torch.testing.assert_close(found[0], read_with("naive", model, colliders)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("token, at", [("last", -1), ("last_content", -2), ("mean", None)])
+def test_feature_token(model, pairs, token, at):
+    contexts, responses = pairs
+    with torch.no_grad():
+        found = score(Reader(policy_forward(model), 0, feature_token=token, end_ids=(EOS,)), contexts, responses)
+        for row, (context, response) in enumerate(zip(contexts, responses, strict=True)):
+            states = model(torch.tensor([context + response]), output_hidden_states=True).hidden_states[-1][0, len(context) :]
+            if at is None:
+                expected = states.mean(0)
+            else:  # EOS alone has no content: its own state stands for it
+                expected = states[at if response[-1] == EOS and len(response) > 1 and at == -2 else -1]
+            torch.testing.assert_close(found.response_state[row], expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"backend": "magic"}, "backend: 'magic' must be one of"), ({"model": None}, "'prefix' needs the model"),
+        ({"responses": [[3]]}, "4, 4, 1 rows"), ({"ends": [[[3]], [[3], [4]], [[3]], [[3]]]}, "L ends in each"),
+    ],
+)  # fmt: skip
+def test_collider_errors(model, colliders, change, message):
+    arguments = dict(zip(("prefixes", "ends", "responses"), colliders, strict=True))
+    arguments |= {"backend": "prefix", "model": model} | change
+    with pytest.raises(ValueError, match=message):
+        score_colliders(Reader(policy_forward(model), 0), **arguments)

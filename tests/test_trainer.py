@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 
 from gcpo_repro import GCPOConfig, GCPOTrainer, UserError
 from gcpo_repro.loss import gcpo_loss
-from gcpo_repro.trainer import upsilon_metrics, within_group_correlation
+from gcpo_repro.metrics import upsilon_metrics, within_group_correlation
 
 PROMPTS = [f"{a}+{b}=?" for a in (1, 22, 333) for b in (4, 5)]
 
@@ -133,7 +133,7 @@ def test_upsilon_and_reference_against_one_sequence_at_a_time(tiny_folder, tmp_p
     )  # fmt: skip
     sampled = []
     sample = trainer._sample
-    trainer._sample = lambda contexts: sampled.append((contexts, sample(contexts))) or sampled[-1][1]
+    trainer._sample = lambda contexts, *limit: sampled.append((contexts, sample(contexts, *limit))) or sampled[-1][1]
     grpo = make(tiny_folder, tmp_path, chat=chat, cls=GRPOTrainer, temperature=temperature)
     _, plain = one_batch(grpo)  # the same seed: the same candidates, A before Υ
     rows, batch = one_batch(trainer)
