@@ -14,13 +14,18 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
 from . import provenance, toy
+from .config import GCPOConfig
 from .data import as_conversations, check_prompt_lengths, load_reward, load_rows
 from .errors import UserError
 from .evaluation.sampling import Counts, evaluate
 from .experiment import Settings
 from .qlora import LoraSettings, load_policy, prepare_quantized
-from .trainer import GCPOConfig, GCPOTrainer
+from .trainer import GCPOTrainer
 
+GCPO_SETTINGS = (
+    "estimator", "phi", "control", "kl_context", "eq13_reduction", "similarity", "upsilon_map", "feature_token",
+    "candidate_order", "context_max_tokens", "integrated_max_tokens",
+)  # fmt: skip
 TRAINERS = {"grpo": GRPOTrainer, "gcpo": GCPOTrainer}
 
 
@@ -66,8 +71,8 @@ def trainer_config(settings: Settings, out: Path, model: Any) -> GCPOConfig:
         num_generations=settings.group_size, max_completion_length=settings.max_completion_length,
         learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, lr_scheduler_type="constant",
         temperature=settings.temperature, beta=settings.beta, alpha=settings.alpha, kappa=settings.kappa,
-        estimator=settings.estimator, control=settings.control, num_integrated=settings.num_integrated or None,
-        num_rollouts=settings.num_rollouts or None, context_max_tokens=settings.context_max_tokens,
+        num_integrated=settings.num_integrated or None, num_rollouts=settings.num_rollouts or None,
+        **{name: getattr(settings, name) for name in GCPO_SETTINGS},
         gradient_checkpointing=settings.gradient_checkpointing, use_cpu=model.device.type == "cpu",
         bf16=model.dtype == torch.bfloat16, fp16=model.dtype == torch.float16,
         logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,

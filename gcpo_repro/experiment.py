@@ -58,7 +58,14 @@ class Settings:
     system_prompt: str = ""
     reward: str = "exact"
     estimator: str = "state"
+    phi: str = "algorithm"
     control: str = "none"
+    kl_context: str = "query"
+    eq13_reduction: str = "mean"
+    similarity: str = "cosine"
+    upsilon_map: str = "raw"
+    feature_token: str = "last"
+    candidate_order: str = "sampled"
     alpha: float = 2.0  # paper, §experiments: best of its grid
     kappa: float = 0.06  # paper: best of its grid
     beta: float = 0.04  # not in the paper; the value of GRPO's first publication
@@ -66,6 +73,7 @@ class Settings:
     num_integrated: int = 0  # L; 0: the group size, as in the paper
     num_rollouts: int = 0  # M; 0: the group size, as in the paper
     context_max_tokens: int = 0
+    integrated_max_tokens: int = 0
     steps: int = 40
     batch_size: int = 64  # answers per optimiser step
     device_batch_size: int = 64  # answers per forward pass; the rest is accumulated
@@ -94,7 +102,7 @@ class Settings:
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise UserError(f"seeds: {list(self.seeds)} must lie between 0 and 2**32 - 1")
         lowest = {"group_size": 2, "lora_rank": 0, "num_integrated": 0, "num_rollouts": 0, "context_max_tokens": 0}
-        lowest |= {"eval_every": 0, "eval_seed": 0, "train_questions": 0}  # 0 training questions: all there are
+        lowest |= {"integrated_max_tokens": 0, "eval_every": 0, "eval_seed": 0, "train_questions": 0}  # 0 training questions: all there are
         for item in fields(self):
             value, least = getattr(self, item.name), lowest.get(item.name, 1)
             if type(value) is int and value < least:
