@@ -100,6 +100,59 @@ def reproduce(profile: str, out: Path | None, only: tuple[str, ...], force: bool
 
 
 @main.command()
+@click.option("--model", required=True, help="toy, a Hub id or a local folder.")
+@click.option("--adapter", help="Folder or Hub id of a PEFT adapter.")
+@click.option("--benchmark", "benchmarks", multiple=True, required=True, help="gsm8k, aime24, toy …; several allowed.")
+@click.option("--data", type=click.Path(path_type=Path), help="File or folder of the problems [default: GCPO_DATA, or the Hub].")
+@click.option("--samples", default=4, show_default=True, type=click.IntRange(min=1), help="Answers per problem.")
+@click.option("--temperature", default=0.6, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
+@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(min=0, min_open=True, max=1))
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer [default: the benchmark's].")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first problems of each benchmark, for trials.")
+@click.option("--seed", default=0, show_default=True, help="Sets every random draw.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--backend", default="transformers", show_default=True, type=click.Choice(["transformers", "vllm"]))
+@click.option("--allow-code-execution", is_flag=True, help="HumanEval runs what the model wrote; refused without this.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/evaluation"), show_default=True)
+def evaluate(**options: Any) -> None:
+    """Sample answers to benchmarks, grade and count them; a stopped evaluation goes on where it was."""
+    from .evaluation.evaluate import evaluate_model, summary
+
+    results = evaluate_model(**options)
+    click.echo(summary(results))
+    click.echo(f"results: {options['out'] / 'results.json'}")
+
+
+@main.command()
+@click.option("--benchmark", required=True, help="Whose answers these are (math500, minerva, gsm8k …).")
+@click.option("--responses", required=True, type=click.Path(path_type=Path), help="JSONL: {id, response}, or with a gold.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the right answers are [default: GCPO_DATA, or the Hub].")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL to write, a verdict per row.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one core each.")
+def grade(benchmark: str, responses: Path, data: Path | None, out: Path, workers: int) -> None:
+    """Grade a file of answers, one verdict per row, in its order."""
+    from .evaluation.grading_pool import grade_file
+
+    found = grade_file(benchmark, responses, out, data, workers)
+    click.echo(f"{found['correct']} of {found['rows']} right ({found['ids']} problems); {found['no_answer']} without an answer")
+    for reason, rows in sorted(found["wrong"].items(), key=lambda item: -item[1]):
+        click.echo(f"  {rows:6} wrong: {reason}")
+    click.echo(f"verdicts: {out}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for Markdown and CSV files as well.")
+def audit(out: Path | None) -> None:
+    """Check the published tables: arithmetic, possible values, and which gains exceed the noise."""
+    from .evaluation.audit import main_text, write_audit
+
+    click.echo(main_text())
+    if out:
+        for path in write_audit(out):
+            click.echo(f"written: {path}")
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
 def runs(folder: Path) -> None:
     """List the runs in FOLDER (default: runs) with state, size and age."""

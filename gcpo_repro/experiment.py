@@ -102,7 +102,8 @@ class Settings:
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise UserError(f"seeds: {list(self.seeds)} must lie between 0 and 2**32 - 1")
         lowest = {"group_size": 2, "lora_rank": 0, "num_integrated": 0, "num_rollouts": 0, "context_max_tokens": 0}
-        lowest |= {"integrated_max_tokens": 0, "eval_every": 0, "eval_seed": 0, "train_questions": 0}  # 0 training questions: all there are
+        lowest |= {"integrated_max_tokens": 0, "eval_every": 0, "eval_seed": 0}
+        lowest |= {"train_questions": 0}  # all there are
         for item in fields(self):
             value, least = getattr(self, item.name), lowest.get(item.name, 1)
             if type(value) is int and value < least:

@@ -18,8 +18,8 @@ import gcpo_repro
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [Requirement(text) for text in PROJECT["dependencies"]]
-EXTRAS = [Requirement(text) for extra in PROJECT["optional-dependencies"].values() for text in extra]
-EXTRAS = [needed for needed in EXTRAS if needed.name != PROJECT["name"]]  # an extra may name another one
+EXTRAS = [Requirement(text) for name, extra in PROJECT["optional-dependencies"].items() for text in extra if name != "vllm"]
+EXTRAS = [needed for needed in EXTRAS if needed.name != PROJECT["name"]]  # an extra may name another one; vllm is untested
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 
 

@@ -67,49 +67,37 @@ def pass_at_1(
         level: coverage.
         problems: "resampled", resampling noise and difficulty both count; "same", sampling noise only (2 samples or more).
         method: "t", mean ± t·se; "wilson", which stays within [0, 1] and has an interval where all answers are right or
-            wrong. At 30–40 problems and a mean beyond 15–85% only "wilson" keeps its promise: in 4,000 repetitions of the
-            Beta model (ρ = .6) it covers 93–97% where n·min(p, 1 − p) ≥ 4 ("same": and samples ≥ 4).
+            wrong; m = p̂(1 − p̂)/se² stands for the number of independent answers. At 30–40 problems and a mean beyond
+            20–80% only "wilson" keeps its promise: in 4,000 repetitions of the Beta model (ρ = .6) it covers 93–97% where
+            n·min(p, 1 − p) ≥ 4.5 ("same": and samples ≥ 4). With one answer each the counts are binomial and no interval
+            covers evenly; at n = 30 this one, then Wilson's own, covers 92.4–97.5% at p = .1 … .9.
 
     Raises:
         UserError: counts outside 0 … samples, an unknown choice, one sample with problems="same".
     """
     counts = check_counts("correct", correct, samples)
-    if problems not in PROBLEMS or method not in ("t", "wilson"):
-        raise UserError(f"problems, method: {problems!r}, {method!r}; choose {' or '.join(PROBLEMS)}, and t or wilson")
-    if problems == "resampled":
-        found, freedom = mean_interval(counts.mean(0) / samples, level), counts.shape[1] - 1.0
-    else:
-        found, freedom = _same_problems(counts / samples, _spread(counts, samples, 1), samples - 1, level)
-    if method == "t" or not np.isfinite(found.se):
-        return found
-    # Var ≤ p(1 − p)/n for new problems, ≤ p(1 − p)/(number of answers) for the same: what is left where none was seen.
-    worst = counts.shape[1] if problems == "resampled" else counts.size * samples
-    return _wilson(found, freedom, worst)
+    return _interval(counts / samples, counts, samples, 1, level, problems, method)
 
 
 def pass_at_k(
-    correct: Sequence[int] | np.ndarray, samples: int, k: int, level: float = 0.95, problems: str = "resampled"
-) -> Interval:
+    correct: Sequence[int] | np.ndarray, samples: int, k: int, level: float = 0.95, problems: str = "resampled",
+    method: str = "t",
+) -> Interval:  # fmt: skip
     """Unbiased pass@k: the chance that k of a problem's `samples` answers, drawn without replacement, contain a right one.
 
-    1 − Π_{i=n−c+1…n} (1 − k/i) for c right among n (Chen et al. 2021), averaged over problems; t interval.
+    1 − Π_{i=n−c+1…n} (1 − k/i) for c right among n (Chen et al. 2021), averaged over problems.
 
     Args:
         correct: (problems,) right answers among `samples`, or (seeds, problems).
         samples: n, at least k; at least k + 1 for problems="same", whose error is a jackknife over each problem's samples.
         k: answers of which one must be right.
-        level: coverage. problems: as in `pass_at_1`.
+        level: coverage. problems, method: as in `pass_at_1`.
 
     Raises:
         UserError: counts outside 0 … samples, k outside 1 … samples, too few samples for problems="same".
     """
     counts = check_counts("correct", correct, samples)
-    values = pass_at_k_values(counts, samples, k)
-    if problems == "resampled":
-        return mean_interval(values.mean(0), level)
-    if problems != "same":
-        raise UserError(f"problems: {problems!r}; choose {' or '.join(PROBLEMS)}")
-    return _same_problems(values, _spread(counts, samples, k), samples - 1, level)[0]
+    return _interval(pass_at_k_values(counts, samples, k), counts, samples, k, level, problems, method)
 
 
 def pass_at_k_values(correct: Sequence[int] | np.ndarray, samples: int, k: int) -> np.ndarray:
@@ -124,18 +112,19 @@ def pass_at_k_values(correct: Sequence[int] | np.ndarray, samples: int, k: int) 
 
 
 def maj_at_k(
-    answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]], k: int, level: float = 0.95
-) -> Interval:
-    """maj@k: how often the most frequent of k answers is right, over all choices of k of a problem's answers; t interval.
+    answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]], k: int, level: float = 0.95,
+    method: str = "t",
+) -> Interval:  # fmt: skip
+    """maj@k: how often the most frequent of k answers is right, over all choices of k of a problem's answers.
 
     Args:
         answers: per problem the answer of each sample, normalised (equal answers are equal objects); None has no vote.
         correct: the verdict on each. An answer whose samples disagree counts by its share of right ones.
         k: votes per problem, at most the samples. Ties are broken by lot, in expectation.
-        level: coverage over problems (resampled).
+        level: coverage, problems resampled. method: as in `pass_at_1`.
 
     Raises:
-        UserError: ragged input, fewer than k samples.
+        UserError: ragged input, fewer than k samples, no problems.
     """
     if len(answers) != len(correct):
         raise UserError(f"answers, correct: {len(answers)} and {len(correct)} problems; give the same ones")
@@ -148,7 +137,7 @@ def maj_at_k(
             if answer is not None:
                 votes.setdefault(answer, []).append(float(verdict))
         values.append(majority_credit([(len(v), sum(v) / len(v)) for v in votes.values()], len(given), k))
-    return mean_interval(values, level)
+    return _interval(np.array([values]), None, 0, k, level, "resampled", method)
 
 
 def majority_credit(groups: Sequence[tuple[int, float]], samples: int, k: int) -> float:
@@ -217,6 +206,28 @@ def _spread(counts: np.ndarray, samples: int, k: int) -> np.ndarray:
     return (samples - 1) / samples**2 * counts * (samples - counts) * (right - wrong) ** 2
 
 
+def _interval(
+    values: np.ndarray, counts: np.ndarray | None, samples: int, k: int, level: float, problems: str, method: str
+) -> Interval:
+    """Interval for the mean of `values` (seeds, problems) in [0, 1], pass@k of `counts` if these are given."""
+    if problems not in PROBLEMS or method not in ("t", "wilson"):
+        raise UserError(f"problems, method: {problems!r}, {method!r}; choose {' or '.join(PROBLEMS)}, and t or wilson")
+    n = values.shape[1]
+    # Var ≤ p(1 − p)/n for new problems, ≤ p(1 − p)/(disjoint k of the answers) for the same: what is left where none was seen.
+    if problems == "resampled":
+        found, freedom, worst = mean_interval(values.mean(0), level), n - 1.0, n
+    else:
+        assert counts is not None
+        found, freedom = _same_problems(values, _spread(counts, samples, k), samples - 1, level)
+        worst = values.size * (samples // k)
+    if method == "t" or not np.isfinite(found.se):
+        return found
+    if len(values) == samples == 1:  # one answer each: a binomial number, whose variance its mean tells; z and n
+        return _wilson(found, n, np.inf)
+    p = found.mean
+    return _wilson(found, p * (1 - p) / found.se**2 if found.se > 0 else worst, freedom)
+
+
 def _same_problems(values: np.ndarray, spread: np.ndarray, each: int, level: float) -> tuple[Interval, float]:
     """t interval for the mean from the variance of each problem's value, and its degrees of freedom (Satterthwaite)."""
     check_level(level)
@@ -226,10 +237,9 @@ def _same_problems(values: np.ndarray, spread: np.ndarray, each: int, level: flo
     return Interval(mean, mean - half, mean + half, values.shape[1], level, se), freedom
 
 
-def _wilson(found: Interval, freedom: float, worst: float) -> Interval:
-    """Wilson's interval with the effective number m = p̂(1 − p̂)/se² of independent answers, and t for the normal."""
+def _wilson(found: Interval, m: float, freedom: float) -> Interval:
+    """Wilson's interval {p: (p̂ − p)² ≤ t² p(1 − p)/m} for m effectively independent answers, with t for the normal quantile."""
     p, t = found.mean, float(scipy_stats.t.ppf((1 + found.level) / 2, freedom))
-    m = p * (1 - p) / found.se**2 if found.se > 0 else worst
     centre = (p + t**2 / (2 * m)) / (1 + t**2 / m)
     half = t / (1 + t**2 / m) * np.sqrt(p * (1 - p) / m + t**2 / (4 * m**2))
     return Interval(p, float(max(centre - half, 0)), float(min(centre + half, 1)), found.n, found.level, found.se)

@@ -25,7 +25,7 @@ LOOKS = {
 def save(figure: Figure, data: Any, path: str | Path) -> None:
     """Save as PNG and SVG, and beside them, as JSON, the numbers that the figure shows.
 
-    data: JSON's types, in which NaN is refused; tables (`pandas.DataFrame`) may stand in it, their NaN becomes null.
+    data: JSON's types, in which NaN is refused; tables (`pandas.DataFrame`) may stand in it, their NaN and ±inf become null.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,8 @@ def save(figure: Figure, data: Any, path: str | Path) -> None:
 
 def _plain(data: Any) -> Any:
     if isinstance(data, pd.DataFrame):
-        return {str(name): [None if pd.isna(value) else value for value in column.tolist()] for name, column in data.items()}
+        finite = data.replace([np.inf, -np.inf], np.nan)
+        return {str(name): [None if pd.isna(value) else value for value in column.tolist()] for name, column in finite.items()}
     return {str(key): _plain(value) for key, value in data.items()} if isinstance(data, dict) else data
 
 

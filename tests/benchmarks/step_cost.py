@@ -55,8 +55,9 @@ def make(method: str, args: argparse.Namespace, source: str, tokens: int) -> GRP
     n, cuda = args.group_size, torch.cuda.is_available()
     common: dict[str, Any] = dict(
         max_steps=100, per_device_train_batch_size=args.groups * n, num_generations=n, max_completion_length=tokens,
-        use_cpu=not cuda, gradient_checkpointing=False, save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=1e-5, **toy.TEMPLATE,
-        generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]}, scoring_tokens=args.scoring_tokens,
+        use_cpu=not cuda, gradient_checkpointing=False, save_strategy="no", report_to=[], disable_tqdm=True,
+        learning_rate=1e-5, **toy.TEMPLATE, scoring_tokens=args.scoring_tokens,
+        generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
     )  # fmt: skip
     if method == "full":  # whole candidates and a whole y_n, L = 2
         common["num_integrated"] = 2
