@@ -134,8 +134,8 @@ def load_reward(name: str, data: str) -> Reward:
     """A reward function in TRL's form, `f(completions, answer, **kwargs) -> list of floats`, None for unscorable.
 
     Args:
-        name: "exact": 1 for a right final answer, else 0 (the toy task's own check for "toy" data, TRL's accuracy reward
-            on math-verify otherwise). Or "module:function" of yours.
+        name: "exact": 1 for a right final answer, else 0 (the toy task's own check for "toy" data, the benchmarks' grading
+            otherwise). Or "module:function" of yours.
         data: the data set's name.
 
     Raises:
@@ -161,21 +161,19 @@ def load_reward(name: str, data: str) -> Reward:
 
 
 def math_reward(completions: list[Any], answer: list[str], **kwargs: Any) -> list[float | None]:
-    """1.0 where math-verify finds the completion's LaTeX answer equal to the gold one; None if the gold is unreadable."""
-    from trl.rewards import accuracy_reward
+    """1.0 where the completion's final answer is the gold one, by the grading of the benchmarks; None if the gold is empty."""
+    from .evaluation.grading import accuracy_reward
 
-    messages = [[{"content": c}] if isinstance(c, str) else c for c in completions]
-    # math-verify parses only delimited LaTeX
-    golds = [a if any(mark in a for mark in ("$", r"\boxed", r"\(", r"\[")) else f"${a}$" for a in answer]
-    return accuracy_reward(messages, golds)
+    return accuracy_reward(completions, answer)
 
 
 def load_answer_reader(data: str) -> Callable[[str], str]:
-    """A response's text -> its final answer as text, to compare what responses say: the last digit of the toy task,
-    math-verify's reading otherwise ("" where it finds none).
+    """A response's text -> its final answer in one spelling, to compare what responses say ("" where there is none).
+
+    The last digit for the toy task, what the project's grader reads otherwise.
     """
     if data == "toy":
         return lambda text: text[-1:]
-    from math_verify import parse
+    from .evaluation.grading_text import extract, normalise
 
-    return lambda text: next((found for found in reversed(parse(text)) if isinstance(found, str)), "")
+    return lambda text: normalise(extract(text).answer or "")

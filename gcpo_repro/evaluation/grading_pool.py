@@ -1,0 +1,330 @@
+"""Grading in child processes: each answer gets its seconds and bytes, and a child that exceeds them is killed and replaced."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from ..errors import UserError
+from .grading import LIMIT, NO_ANSWER, TIMED_OUT, Verdict, check_benchmark, given, spelled_gold
+
+MEMORY = 2 << 30  # bytes of address space; sympy and math-verify take about 0.2 GB of it
+START_LIMIT = 120.0  # seconds until a child is ready (two on an idle machine), or has read a batch
+CRASHED = "out of memory or crashed"
+
+Request = tuple[str, str, bool]  # text, gold, whether the text is nothing but the answer
+
+
+class Worker:
+    """One child process that grades; started when first asked, started again after it was killed. Not for two threads."""
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self.child: subprocess.Popen[bytes] | None = None
+        self.owner = os.getpid()
+        self.buffer = b""
+        self.retired = False
+
+    def grade(self, requests: Sequence[Request], limit: float = LIMIT) -> list[Verdict]:
+        """A verdict for each request, in order, each within `limit` seconds; one that fails costs no other its verdict."""
+        verdicts: list[Verdict] = []
+        while len(verdicts) < len(requests):
+            batch = [limit, *requests[len(verdicts) :]]
+            if self._send(batch) or self._send(batch):  # again, for the child may have been killed while it was idle
+                while len(verdicts) < len(requests) and (line := self._line(limit)):
+                    verdicts.append(Verdict(*json.loads(line)))
+            if len(verdicts) < len(requests):
+                text, _, extracted = requests[len(verdicts)]
+                reason = TIMED_OUT if self.child is not None and self.child.poll() is None else CRASHED
+                verdicts.append(Verdict(False, given(text, extracted), reason))
+                self.close()
+        return verdicts
+
+    def start(self) -> None:
+        """Start the child where none runs, and wait until it is ready."""
+        if self.child is not None and self.child.poll() is None:
+            return
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            f"from gcpo_repro.evaluation.grading_algebra import serve\nserve({self.memory})"
+        )
+        # The text comes by a pipe, never as an argument; one thread, for several children share the machine.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        self.owner, self.buffer = os.getpid(), b""
+        if self.retired:  # asked after the child exists, so that `retire` in another thread misses none
+            self.close()
+            raise RuntimeError("this worker is closed")
+        if self._line(START_LIMIT) != b"ready":
+            self.close()
+            raise RuntimeError(f"the grading process did not start within {START_LIMIT:.0f} s; is math-verify installed?")
+
+    def close(self) -> None:
+        """Kill the child."""
+        child, self.child = self.child, None
+        if child is None or self.owner != os.getpid():  # after a fork the child belongs to the other process
+            return
+        child.kill()
+        child.wait()
+        for pipe in filter(None, (child.stdin, child.stdout)):
+            with suppress(OSError):  # what was not sent any more
+                pipe.close()
+
+    def retire(self) -> None:
+        """Kill the child for good, from another thread than the one that waits for it."""
+        self.retired = True
+        if self.child is not None:
+            self.child.kill()
+
+    def _send(self, batch: list[object]) -> bool:
+        """Whether a child took the batch; one that did not is gone."""
+        if self.owner != os.getpid():
+            self.child = None
+        self.start()
+        assert self.child is not None and self.child.stdin is not None
+        with suppress(BrokenPipeError):
+            self.child.stdin.write(json.dumps(batch).encode() + b"\n")
+            self.child.stdin.flush()
+            if self._line(START_LIMIT) == b"read":
+                return True
+        self.close()
+        return False
+
+    def _line(self, seconds: float) -> bytes:
+        """The child's next line, b"" when it ends or lets `seconds` pass."""
+        assert self.child is not None and self.child.stdout is not None
+        descriptor, deadline = self.child.stdout.fileno(), time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while b"\n" not in self.buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return b""
+                if not (data := os.read(descriptor, 1 << 16)):
+                    self.child.wait()
+                    return b""
+                self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return line
+
+
+class Pool:
+    """`workers` children and a thread for each; a context manager, which leaves neither behind."""
+
+    def __init__(self, workers: int, memory: int = MEMORY) -> None:
+        if workers < 1:
+            raise UserError(f"workers: {workers} must be at least 1")
+        self.workers = [Worker(memory) for _ in range(workers)]
+        self.free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self.workers:
+            self.free.put(worker)
+        self.threads = ThreadPoolExecutor(workers)
+
+    def submit(self, requests: Sequence[Request], limit: float = LIMIT) -> Future[list[Verdict]]:
+        """The verdicts to come on a batch, graded as by `Worker.grade`."""
+        return self.threads.submit(self._grade, requests, limit)
+
+    def _grade(self, requests: Sequence[Request], limit: float) -> list[Verdict]:
+        worker = self.free.get()
+        try:
+            return worker.grade(requests, limit)
+        finally:
+            self.free.put(worker)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.retire()
+        self.threads.shutdown(cancel_futures=True)
+        for worker in self.workers:
+            worker.close()
+
+
+# A file of responses
+
+BATCH_ROWS, BATCH_CHARACTERS = 64, 1 << 22
+
+
+def grade_file(
+    benchmark: str, responses: str | Path, out: str | Path, data: str | Path | None = None, workers: int = 1,
+    golds: Mapping[Any, str] | None = None, limit: float = LIMIT, memory: int = MEMORY,
+) -> dict[str, Any]:  # fmt: skip
+    """Grade a JSONL file of {id, response} or {id, gold, response}, with an optional `sample`.
+
+    Args:
+        benchmark: its name; its golds are loaded where a row has none and `golds` is not given.
+        responses: the file to read; several responses to an id are normal.
+        out: the file to write: {id, sample, correct, answer, reason} for each row, in its order (`sample` where there was
+            one). It appears when it is complete.
+        data: where the benchmark's data lie, as in `benchmarks.load`.
+        workers: child processes, one core each.
+        golds: id -> right answer; ids are compared as text.
+        limit, memory: seconds and bytes that one answer may take.
+
+    Returns:
+        {benchmark, rows, ids, correct, no_answer, timed_out, wrong: {reason: rows}}; `wrong` counts all that are not correct.
+
+    Raises:
+        UserError: a row that cannot be read, an unknown id, a missing gold: with file and line, before anything is graded.
+    """
+    check_benchmark(benchmark)
+    source, target = Path(responses), Path(out)
+    if not source.is_file():
+        raise UserError(f"responses: no file {str(source)!r}; give a JSONL file with rows {{id, response}}")
+    if target.resolve() == source.resolve() or target.is_dir():
+        raise UserError(
+            f"out: {str(target)!r} is {'a folder' if target.is_dir() else 'the file of responses'}; name another file"
+        )
+    known = _Golds(benchmark, data, golds)
+    rows = sum(1 for _ in _requests(source, known))
+    if not rows:
+        raise UserError(f"responses: {str(source)!r} has no rows; give one {{id, response}} a line")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file, Pool(workers, memory) as pool:
+            summary = _grade_rows(_requests(source, known), pool, limit, workers, file)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {"benchmark": benchmark, **summary}
+
+
+def _grade_rows(
+    requests: Iterator[tuple[dict, Request]], pool: Pool, limit: float, workers: int, file: IO[str]
+) -> dict[str, Any]:
+    """Write a verdict for each row and count them; a few batches for each worker are on their way at a time."""
+    reasons: Counter[str] = Counter()
+    ids: set[str] = set()
+    correct = 0
+    waiting: deque[tuple[list[dict], Future[list[Verdict]]]] = deque()
+    batches = _batches(requests)
+    while True:
+        while len(waiting) < 3 * workers and (batch := next(batches, None)):
+            waiting.append(([row for row, _ in batch], pool.submit([request for _, request in batch], limit)))
+        if not waiting:
+            break
+        rows, verdicts = waiting.popleft()
+        for row, verdict in zip(rows, verdicts.result(), strict=True):
+            file.write(json.dumps({**row, **asdict(verdict)}) + "\n")
+            ids.add(str(row["id"]))
+            correct += verdict.correct
+            if not verdict.correct:
+                reasons[verdict.reason] += 1
+    return {
+        "rows": correct + reasons.total(), "ids": len(ids), "correct": correct,
+        "no_answer": sum(reasons[reason] for reason in NO_ANSWER), "timed_out": reasons[TIMED_OUT],
+        "wrong": dict(reasons.most_common()),
+    }  # fmt: skip
+
+
+def _batches(requests: Iterator[tuple[dict, Request]]) -> Iterator[list[tuple[dict, Request]]]:
+    batch: list[tuple[dict, Request]] = []
+    size = 0
+    for row, request in requests:
+        batch.append((row, request))
+        size += len(request[0])
+        if len(batch) == BATCH_ROWS or size > BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _requests(path: Path, golds: _Golds) -> Iterator[tuple[dict, Request]]:
+    """({id, sample}, request) for each row of the file; UserError with the line of what is wrong."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"responses: {str(path)!r}, line {number}"
+            row = _row(line, where)
+            gold = row.get("gold")
+            gold = golds.of(row["id"], where) if gold is None else str(gold)
+            if not spelled_gold(gold):
+                raise UserError(f"{where}: the gold answer of id {row['id']!r} is empty; mend or leave out this row")
+            yield {key: row[key] for key in ("id", "sample") if key in row}, (row["response"] or "", gold, False)
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({str(error)[:100]}); each line must be one object {{id, response}}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON {type(row).__name__}, not an object {{id, response}}")
+    for column in ("id", "response"):
+        if column not in row:
+            raise UserError(f"{where}: no {column!r} among {', '.join(map(repr, list(row)[:10])) or 'no columns'}; add it")
+    if not isinstance(row["id"], str | int):
+        raise UserError(f"{where}: id {row['id']!r:.50} is a {type(row['id']).__name__}; give a string or a whole number")
+    if not isinstance(row["response"], str | None):
+        raise UserError(f"{where}: the response is a {type(row['response']).__name__}; give one string a row")
+    return row
+
+
+class _Golds:
+    """The golds by id, loaded when the first row needs one."""
+
+    def __init__(self, benchmark: str, data: str | Path | None, golds: Mapping[Any, str] | None) -> None:
+        self.benchmark, self.data = benchmark, data
+        self.golds = None if golds is None else {str(key): str(gold) for key, gold in golds.items()}
+
+    def of(self, key: Any, where: str) -> str:
+        if self.golds is None:
+            from .benchmarks import load
+
+            self.golds = {str(row["id"]): str(row["answer"]) for row in load(self.benchmark, self.data)}
+        if str(key) not in self.golds:
+            some = ", ".join(map(repr, list(self.golds)[:3]))
+            raise UserError(
+                f"{where}: id {key!r:.80} is not among the {len(self.golds)} of {self.benchmark} (such as {some}); are these the "
+                "responses to another benchmark? Or add a column 'gold'"
+            )
+        return self.golds[str(key)]
+
+
+# One answer at a time
+
+_shared = Worker()
+_lock = threading.Lock()
+atexit.register(_shared.close)
+
+
+def _after_fork() -> None:
+    """The lock may have been held by a thread that the new process does not have."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def grade_in_child(answer: str, gold: str, limit: float = LIMIT) -> Verdict:
+    """The verdict on an answer by the process that all callers share; it is started on first use and ends with this one."""
+    with _lock:
+        try:
+            return _shared.grade([(answer, gold, True)], limit)[0]
+        except BaseException:
+            _shared.close()
+            raise
