@@ -6,7 +6,6 @@ process of its own and leaves `results.json`; `collect` puts the arms into one.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib
 import json
@@ -29,7 +28,6 @@ from .errors import UserError
 
 METHODS = ("grpo", "gcpo")
 NOTEBOOK_ONLY = ("out_dir", "run_dir", "check_claims")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -217,33 +215,13 @@ def run_experiment(settings: Settings, out: str | Path, force: bool = False) -> 
 
 @contextmanager
 def _recorded(out: Path, **what: Any) -> Iterator[None]:
-    """`run.json` tells how a run in `out` stands: running, done, failed or interrupted. An older result goes first."""
-    state = {"kind": "train", "pid": os.getpid(), **what}
+    """A training run in `out`, whose state is told there. An older result goes first."""
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.json").unlink(missing_ok=True)
-        provenance.write_json(out / "run.json", {**state, "state": "running"})
-    ended = "failed"
-    try:
+        provenance.write_json(out / "run.json", {"kind": "train", "state": "running"})  # fails here if it must
+    with provenance.run_state(out, kind="train", **what):
         yield
-        ended = "done"
-    except KeyboardInterrupt:
-        ended = "interrupted"
-        raise
-    except Exception as error:
-        if _disk_full(error):
-            raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again") from error
-        raise
-    finally:
-        try:
-            provenance.write_json(out / "run.json", {**state, "state": ended})
-        except OSError as error:  # a full disk must not hide the error that came first
-            print(f"run.json could not be written: {error}", file=sys.stderr)
-
-
-def _disk_full(error: Exception) -> bool:
-    """safetensors, which writes the adapters, tells a full disk in its text alone."""
-    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in str(error) for number in DISK_FULL)
 
 
 @contextmanager
@@ -252,7 +230,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free some space and run again" if error.errno in DISK_FULL else "choose another folder"
+        remedy = "free some space and run again" if error.errno in provenance.DISK_FULL else "choose another folder"
         raise UserError(f"out: cannot write to {str(out)!r} ({error.strerror or error}); {remedy}") from error
 
 

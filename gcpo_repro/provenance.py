@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 PACKAGES = (
     "gcpo-repro", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets",
     "numpy", "matplotlib", "seaborn", "papermill",
@@ -104,3 +110,34 @@ def write_json(path: str | Path, content: Any) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def run_state(out: Path, kept: str = "", **what: Any) -> Iterator[None]:
+    """`run.json` in `out` tells how a run stands, with what is given: running, then done, failed or interrupted.
+
+    kept: what a full disk, told in one message (UserError), does not lose.
+    """
+    state = {**what, "pid": os.getpid()}
+    write_json(out / "run.json", {**state, "state": "running"})
+    ended = "failed"
+    try:
+        yield
+        ended = "done"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        raise
+    except Exception as error:
+        if _disk_full(error):
+            raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again{kept}") from error
+        raise
+    finally:
+        try:
+            write_json(out / "run.json", {**state, "state": ended})
+        except OSError as error:  # a full disk must not hide the error that came first
+            print(f"run.json could not be written: {error}", file=sys.stderr)
+
+
+def _disk_full(error: Exception) -> bool:
+    """safetensors, which writes the adapters, tells a full disk in its text alone."""
+    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {number})" in str(error) for number in DISK_FULL)

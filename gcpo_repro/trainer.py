@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import random
 import time
-from itertools import groupby
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import DynamicCache, ProcessorMixin
+from transformers import ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from .config import GCPOConfig
 from .contexts import ContextBuilder
 from .errors import UserError
+from .generation import generate_behind_prefixes
 from .loss import k3, projected_reference, projected_target, upsilon
 from .metrics import upsilon_metrics
 from .qlora import prepare_quantized
@@ -300,12 +300,6 @@ class GCPOTrainer(GRPOTrainer):
         return [ids[:limit] for ids in self._generate_single_turn(contexts, None, {}, 1)[0]]
 
     def _generate_behind_prefixes(self, contexts: list[Ids], limit: int) -> list[Ids]:
-        """As TRL generates, but equal neighbours are read once, and their keys and values repeated."""
-        runs = [(list(ids), sum(1 for _ in run)) for ids, run in groupby(map(tuple, contexts))]
-        different = padded([ids for ids, _ in runs], self._tokenizer.pad_token_id, "left")
-        ids, seen = (tensor.to(self.accelerator.device) for tensor in different)
-        repeats = torch.tensor([count for _, count in runs], device=ids.device)
-        rows = torch.repeat_interleave(torch.arange(len(runs), device=ids.device), repeats)
         args = self.args
         with (
             unwrap_model_for_generation(
@@ -315,28 +309,9 @@ class GCPOTrainer(GRPOTrainer):
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):  # fmt: skip
-            cache = DynamicCache(config=model.config)
-            if ids.shape[1] > 1 and len(runs) < len(contexts):
-                positions = (seen.cumsum(1) - 1).clamp(min=0)
-                model(
-                    input_ids=ids[:, :-1], attention_mask=seen[:, :-1], position_ids=positions[:, :-1],
-                    past_key_values=cache, use_cache=True, logits_to_keep=1,
-                )  # fmt: skip
-                cache.batch_select_indices(rows)
-            config = self.generation_config
-            longest, config.max_new_tokens = config.max_new_tokens, limit
-            try:
-                output = model.generate(
-                    input_ids=ids[rows], attention_mask=seen[rows], past_key_values=cache, generation_config=config
-                )
-            finally:
-                config.max_new_tokens = longest
-        ends = set(self.eos_token_ids)
-        responses = []
-        for row in output[:, ids.shape[1] :].tolist():
-            end = next((j for j, token in enumerate(row) if token in ends), len(row) - 1)
-            responses.append(row[: end + 1])
-        return responses
+            return generate_behind_prefixes(
+                model, contexts, limit, self.generation_config, self._tokenizer.pad_token_id, self.eos_token_ids
+            )
 
     def _reader(self, capture: StateCapture) -> Reader:
         def forward(ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:

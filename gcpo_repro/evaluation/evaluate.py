@@ -12,11 +12,9 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 from .. import provenance, toy
 from ..data import prompt_ids
 from ..errors import UserError
-from ..experiment import DISK_FULL
+from ..provenance import run_state
 from . import stats
 from .benchmarks import Benchmark, find, load_with_source
 from .code_execution import extract_code, require_permission, run_many
@@ -117,7 +115,7 @@ def evaluate_model(
     config["benchmarks"] = {a.benchmark.name: {"data": a.source["sha256"], "prompt": a.prompt_text} for a in asked}
     shaping = {key: value for key, value in config.items() if key != "batch_size"}
     keys = {(a.benchmark.name, row["id"], s) for a in asked for row in a.rows for s in range(samples)}
-    with Responses(out, shaping, keys) as store, _state(out):
+    with Responses(out, shaping, keys) as store, run_state(out, ", what was drawn is kept", kind="evaluate"):
         writer = functools.cache(lambda: WRITERS[backend](answering, temperature, top_p))  # a complete evaluation needs none
         for a in asked:
             answer(a, tokenizer, store, sampling, writer)
@@ -155,27 +153,6 @@ def _ask(
         )
     text = render(benchmark.prompt.fit("{problem}", tokenizer), tokenizer)
     return Asked(benchmark, rows, source, max_tokens, text, contexts)
-
-
-@contextmanager
-def _state(out: Path) -> Iterator[None]:
-    """`run.json` tells `gcpo-repro runs` how the evaluation stands; a full disk is told in one message."""
-    state = {"kind": "evaluate", "pid": os.getpid()}
-    provenance.write_json(out / "run.json", {**state, "state": "running"})
-    ended = "failed"
-    try:
-        yield
-        ended = "done"
-    except KeyboardInterrupt:
-        ended = "interrupted"
-        raise
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise UserError(f"out: {str(out)!r} is on a full disk; free some space and run again, what was drawn is kept") from error
-    finally:
-        with suppress(OSError):  # it must not hide the error that came first
-            provenance.write_json(out / "run.json", {**state, "state": ended})
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

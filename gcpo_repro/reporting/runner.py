@@ -8,7 +8,6 @@ run, and `success.json` is written last: a notebook's folder without that file i
 from __future__ import annotations
 
 import ast
-import errno
 import fcntl
 import hashlib
 import io
@@ -38,14 +37,13 @@ from papermill.translators import PythonTranslator
 from traitlets import default
 
 from gcpo_repro.errors import UserError
-from gcpo_repro.provenance import record, versions, write_json
+from gcpo_repro.provenance import DISK_FULL, record, versions, write_json
 
 PROFILES = ("smoke", "cpu", "t4", "gpu24", "gpu80", "paper")
 PACKAGE = Path(__file__).resolve().parents[1]
 MARKER = "success.json"
 SCALARS = (bool, int, float, str)
 SECONDS_BETWEEN_LINES = 10.0  # of progress inside one notebook
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Echo = Callable[[str], object]
 
