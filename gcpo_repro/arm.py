@@ -20,13 +20,13 @@ from .errors import UserError
 from .evaluation.sampling import Counts, evaluate
 from .experiment import Settings
 from .qlora import LoraSettings, load_policy, prepare_quantized
-from .trainer import GCPOTrainer
+from .trainer import CheckedGRPOTrainer, GCPOTrainer
 
 GCPO_SETTINGS = (
     "estimator", "phi", "control", "kl_context", "eq13_reduction", "similarity", "upsilon_map", "feature_token",
     "candidate_order", "context_max_tokens", "integrated_max_tokens",
 )  # fmt: skip
-TRAINERS = {"grpo": GRPOTrainer, "gcpo": GCPOTrainer}
+TRAINERS = {"grpo": CheckedGRPOTrainer, "gcpo": GCPOTrainer}
 
 
 def train(settings: Settings, out: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Command(click.Group):
         except UserError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted. What was finished is kept; the same command goes on from there.", err=True)
+            click.echo("Interrupted. What was finished is kept; the same command starts the rest again.", err=True)
             sys.exit(130)
 
 
@@ -86,7 +86,7 @@ def train(config: Path, method: str | None, seeds: tuple[int, ...], out: Path | 
 
 
 @main.command()
-@click.option("--profile", default="cpu", show_default=True, help="smoke, cpu, t4, gpu24, gpu80 or paper.")
+@click.option("--profile", default="cpu", show_default=True, help="smoke or cpu; t4, gpu24, gpu80, paper have no files yet.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/<profile>].")
 @click.option("--only", multiple=True, help="Run only this notebook (05 or 05_train_qlora); may be given several times.")
 @click.option("--force", is_flag=True, help="Run again what already succeeded with the same inputs.")

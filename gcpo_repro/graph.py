@@ -37,7 +37,9 @@ def causal_graph(n: int, descendant: bool = False, reward_filter: bool = False) 
     return graph
 
 
-def d_separated(graph: nx.DiGraph | int, x: str | Iterable[str], y: str | Iterable[str], given: str | Iterable[str] = ()) -> bool:
+def d_separated(
+    x: str | Iterable[str], y: str | Iterable[str], given: str | Iterable[str] = (), graph: nx.DiGraph | int = 4
+) -> bool:
     """Whether `given` d-separates x from y, each a node or several. graph: a DAG, or n for `causal_graph(n)`."""
     graph = causal_graph(graph) if isinstance(graph, int) else graph
     if not nx.is_directed_acyclic_graph(graph):
@@ -48,7 +50,7 @@ def d_separated(graph: nx.DiGraph | int, x: str | Iterable[str], y: str | Iterab
     return nx.is_d_separator(graph, sets["x"], sets["y"], sets["given"])
 
 
-def draw(graph: nx.DiGraph | int, given: str | Iterable[str] = ()) -> Figure:
+def draw(graph: nx.DiGraph | int = 4, given: str | Iterable[str] = ()) -> Figure:
     """The graph of `causal_graph` (or its n), q left, candidates in the middle, yn right; observed nodes shaded."""
     import matplotlib.pyplot as plt
 

@@ -58,7 +58,7 @@ def separation_table(n: int = 3) -> pd.DataFrame:
     rows = [
         {"given": ", ".join(given.split()) or "nothing", "y0 and y1": word, "why": why}
         for given, why in cases.items()
-        for word in ["independent" if d_separated(graph, "y0", "y1", given.split()) else "dependent"]
+        for word in ["independent" if d_separated("y0", "y1", given.split(), graph) else "dependent"]
     ]
     return pd.DataFrame(rows).set_index("given")
 

@@ -32,10 +32,27 @@ from .metrics import upsilon_metrics
 from .qlora import prepare_quantized
 from .scoring import Ids, Reader, StateCapture, eval_mode, has_standard_cache, padded, score, score_colliders
 
-__all__ = ["GCPOConfig", "GCPOTrainer"]
+__all__ = ["CheckedGRPOTrainer", "GCPOConfig", "GCPOTrainer"]
 
 
-class GCPOTrainer(GRPOTrainer):
+class CheckedGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` whose reward functions must return usable numbers: else one message (UserError), before any step."""
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        names = ", ".join(self.reward_func_names)
+        try:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        except Exception as error:
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"reward_funcs: {names} failed with {cause}; return one number per completion, None where an answer cannot be "
+                "scored"
+            ) from error
+        _refuse_unusable(rewards, self.reward_func_names)
+        return rewards
+
+
+class GCPOTrainer(CheckedGRPOTrainer):
     """Trains with Group Causal Policy Optimization; used exactly like `trl.GRPOTrainer`.
 
     Text-only prompts, plain or conversational. In evaluation nothing is integrated (Υ = 1, κ = 0). Metrics are logged
@@ -106,24 +123,20 @@ class GCPOTrainer(GRPOTrainer):
             )
 
     def _announce_cost(self) -> None:
-        if self.args.estimator == "rollout" and self._reads_contexts and self.accelerator.is_main_process:
-            n, L, M = self.num_generations, self.args.num_integrated, self.args.num_rollouts
-            print(
-                f"estimator 'rollout': per question {n} answers + {L} integrated outputs + {n}·{L}·{M} rollouts = "
-                f"{n + L + n * L * M} generations (GRPO: {n}); estimator 'state' needs {n + L}",
-                flush=True,
-            )
+        args, n, L, M = self.args, self.num_generations, self.args.num_integrated, self.args.num_rollouts
+        rolls = args.estimator == "rollout" and args.control not in ("constant", "centroid", "centroid_loo")
+        if not (rolls and self.accelerator.is_main_process):
+            return
+        integrated = L if args.phi == "algorithm" else 1 + n + n * (L - 1)  # theorem: also n spare answers
+        print(
+            f"estimator 'rollout': per question {n} answers + {integrated} for the integrated outputs + {n}·{L}·{M} rollouts = "
+            f"{n + integrated + n * L * M} generations (GRPO: {n}); estimator 'state' needs {n + integrated}",
+            flush=True,
+        )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._candidates = [list(ids) for ids in completion_ids_list]  # y_i, raw and unpadded, end-of-sequence included
-        try:
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        except Exception as error:
-            raise UserError(
-                f"reward_funcs: {', '.join(self.reward_func_names)} failed with {type(error).__name__}: {error}; return "
-                "one number per completion, None where an answer cannot be scored"
-            ) from error
-        _refuse_unusable(rewards, self.reward_func_names)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         weights = self.reward_weights.to(rewards.device)
         self._rewards = torch.where(rewards.isnan().all(1), torch.nan, (rewards * weights).nansum(1))  # (all rows,)
         return rewards

@@ -157,8 +157,27 @@ def _two_phis(rows: int, rng: np.random.Generator) -> Iterator[Row]:
         yield f"R(target), Φ of the {kind}, L = {L}", "3", projected_risk(scm, kind, L), _risk(scm, sample, m + mu - Phi)
         slope = calibration_slope(sample.y[:, 0], mu, Phi, m)
         yield f"slope b, Φ of the {kind}, L = {L}", "3", projected_slope(scm, kind, L), slope
-    Phi = conditional_mean(scm, sample, scm.bayes_predictor, "theorem", 3, int(rng.integers(2**31)))
-    yield "slope b = L'/(L' + 1), L' = 3 fresh outputs", "3", 3 / 4, calibration_slope(sample.y[:, 0], mu, Phi, m)
+    for fresh in (1, 3):
+        Phi = conditional_mean(scm, sample, scm.bayes_predictor, "theorem", fresh, int(rng.integers(2**31)))
+        b, gain = fresh / (fresh + 1), (scm.risk_query() - scm.risk_bayes()) * (1 - 1 / fresh)
+        yield f"slope b = L'/(L' + 1), L' = {fresh} fresh outputs", "3", b, calibration_slope(sample.y[:, 0], mu, Phi, m)
+        y_0 = sample.y[:, 0]
+        found = _mean(np.square(y_0 - m).sum(1) - np.square(y_0 - (m + mu - Phi)).sum(1))
+        yield f"gain V(1 − 1/L'), L' = {fresh} fresh outputs", "3", gain, found
+    yield from _rollouts(scm, sample, rng)
+
+
+def _rollouts(scm: LinearGaussianSCM, sample: Sample, rng: np.random.Generator, M: int = 2) -> Iterator[Row]:
+    """Each f(x) a mean of M rollouts of y_0 from x, as in the algorithm: their variance comes on top."""
+    L, rollouts = scm.n, []
+    scale = np.linalg.cholesky(scm.S_0 - scm.K @ scm.C[0] @ scm.S_0)  # Cov(y_0 | x)
+    for l in range(L):
+        y_n = sample.y_n if l == 0 else scm.integrate(sample.q, sample.y, rng)
+        mu = scm.bayes_predictor(Sample(sample.q, sample.y, y_n))
+        rollouts.append(mu + (rng.standard_normal((M, *mu.shape)) @ scale.T).mean(0))
+    target = scm.query_predictor(sample.q) + rollouts[0] - np.mean(rollouts, axis=0)
+    closed = projected_risk(scm, "algorithm", L, rollout_variance=scm.risk_bayes() / M)
+    yield f"R(target), Φ of the algorithm, L = {L}, M = {M} rollouts", "3", closed, _risk(scm, sample, target)
 
 
 def _violations(rows: int, rng: np.random.Generator) -> Iterator[Row]:

@@ -168,7 +168,7 @@ def test_ctrl_c_exits_with_130(config, monkeypatch, arguments, function):
     monkeypatch.setattr(experiment, function, raising(KeyboardInterrupt()))
     result = call("train", "--config", config, *arguments)
     assert result.exit_code == 130
-    assert "Interrupted. What was finished is kept; the same command goes on from there." in result.stderr
+    assert "Interrupted. What was finished is kept; the same command starts the rest again." in result.stderr
 
 
 def test_train_chooses_arms_and_folder(config, monkeypatch):

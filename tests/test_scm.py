@@ -421,26 +421,26 @@ def test_d_separation_on_every_subset():
     for x, y in itertools.combinations(graph, 2):
         rest = [node for node in graph if node not in (x, y)]
         for given in itertools.chain.from_iterable(itertools.combinations(rest, k) for k in range(len(rest) + 1)):
-            verdicts.append(d_separated(graph, x, y, given))
+            verdicts.append(d_separated(x, y, given, graph=graph))
             assert verdicts[-1] == separated_by_moralisation(graph, x, y, set(given))
     assert 0 < sum(verdicts) < len(verdicts)
 
 
 def test_d_separation_of_the_paper():
-    assert d_separated(3, "y0", {"y1", "y2"}, "q")  # the fork
-    assert not d_separated(3, "y0", "y1")
-    assert not d_separated(3, "y0", "y1", ["q", "yn"])  # the collider
-    assert not d_separated(3, "y0", "y1", {"q", "yn", "y2"})
-    assert not d_separated(causal_graph(3, descendant=True), "y0", "y1", {"q", "d"})  # a descendant of it
+    assert d_separated("y0", {"y1", "y2"}, "q", graph=3)  # the fork
+    assert not d_separated("y0", "y1", graph=3)
+    assert not d_separated("y0", "y1", ["q", "yn"], graph=3)  # the collider
+    assert not d_separated("y0", "y1", {"q", "yn", "y2"}, graph=3)
+    assert not d_separated("y0", "y1", {"q", "d"}, graph=causal_graph(3, descendant=True))  # a descendant of it
     filtered = causal_graph(3, reward_filter=True)
-    assert not d_separated(filtered, "y0", "y1", {"q", "filter"})  # groups kept by their rewards: A2 is gone
-    assert d_separated(filtered, "y0", "y1", "q") and d_separated(filtered, "y0", "y1", {"q", "r0", "r1"})
+    assert not d_separated("y0", "y1", {"q", "filter"}, graph=filtered)  # groups kept by their rewards: A2 is gone
+    assert d_separated("y0", "y1", "q", graph=filtered) and d_separated("y0", "y1", {"q", "r0", "r1"}, graph=filtered)
 
 
 def test_linear_model_agrees_with_the_graph():
     scm = LinearGaussianSCM.scalar([1, -0.5, 2], tau=1)
     for given, nodes in {"q": {"q"}, "q,yn": {"q", "yn"}, "all": {"q", "yn", "y2"}}.items():
-        assert (scm.partial_correlation(0, 1, given) == 0) == d_separated(3, "y0", "y1", nodes)
+        assert (scm.partial_correlation(0, 1, given) == 0) == d_separated("y0", "y1", nodes, graph=3)
 
 
 def test_drawing():
@@ -517,10 +517,10 @@ def additive(**changes):
         (lambda: keep_mixed_groups([[1.0, NAN]]), r"rewards: nan at \(0, 1\)"),
         (lambda: keep_mixed_groups([1.0, 0.0]), r"rewards: must have shape \(N, n\)"),
         (lambda: causal_graph(1), r"n: 1 must be"),
-        (lambda: d_separated(2, "y0", "y2", "q"), r"y: \['y2'\] not in the graph, whose nodes are q, y0, y1, yn"),
-        (lambda: d_separated(2, "y0", "y1", "q,yn"), r"given: \['q,yn'\] not in the graph"),
-        (lambda: d_separated(2, "y0", "y0"), r"x, y, given: \['y0'\] occur in two of them"),
-        (lambda: d_separated(nx.DiGraph([("a", "b"), ("b", "a")]), "a", "b"), r"graph: it is not a directed acyclic"),
+        (lambda: d_separated("y0", "y2", "q", graph=2), r"y: \['y2'\] not in the graph, whose nodes are q, y0, y1, yn"),
+        (lambda: d_separated("y0", "y1", "q,yn", graph=2), r"given: \['q,yn'\] not in the graph"),
+        (lambda: d_separated("y0", "y0", graph=2), r"x, y, given: \['y0'\] occur in two of them"),
+        (lambda: d_separated("a", "b", graph=nx.DiGraph([("a", "b"), ("b", "a")])), r"graph: it is not a directed acyclic"),
         (lambda: draw(2, given="x"), r"given: \['x'\] not in the graph"),
         (lambda: draw(nx.DiGraph([("q", "y0"), ("q", "y1"), ("y1", "yn"), ("yn", "z")])), r"graph: no place .* \['z'\]"),
     ],

@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 from gcpo_repro import GCPOConfig, GCPOTrainer, UserError
 from gcpo_repro.loss import gcpo_loss
 from gcpo_repro.metrics import upsilon_metrics, within_group_correlation
+from gcpo_repro.trainer import CheckedGRPOTrainer
 
 PROMPTS = [f"{a}+{b}=?" for a in (1, 22, 333) for b in (4, 5)]
 
@@ -249,9 +250,10 @@ def one_inf(completions, **kwargs):
         (lambda completions, **kwargs: "a" * len(completions), "failed with"),
     ],
 )
-def test_faulty_rewards(tiny_folder, tmp_path, reward, message):
+@pytest.mark.parametrize("cls", [GCPOTrainer, CheckedGRPOTrainer])
+def test_faulty_rewards(tiny_folder, tmp_path, reward, message, cls):
     with pytest.raises(UserError, match=message):
-        make(tiny_folder, tmp_path, reward=reward).train()
+        make(tiny_folder, tmp_path, reward=reward, cls=cls).train()
 
 
 def test_single_unscorable_answers_get_no_advantage_and_are_counted(tiny_folder, tmp_path):

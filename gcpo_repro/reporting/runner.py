@@ -140,7 +140,8 @@ def _profile_files(folder: Path, profile: str, echo: Echo) -> dict[str, Path]:
     for name in files.keys() - set(known):
         raise UserError(f"{files[name]}: no notebook {name}.ipynb in {folder}; rename or remove the file.")
     if not files:
-        raise UserError(f"profile: {profile!r} has no files in {folder / 'profiles'}; choose another.")
+        ready = ", ".join(sorted(path.parent.name for path in (folder / "profiles").glob("*/00_*.yaml"))) or "none"
+        raise UserError(f"profile: {profile!r} has no files in {folder / 'profiles'} yet; those that have: {ready}.")
     for name in known:
         if name not in files:
             echo(f"{name}: not part of profile {profile} (no profiles/{profile}/{name}.yaml)")
