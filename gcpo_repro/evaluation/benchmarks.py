@@ -174,6 +174,9 @@ def _local_file(benchmark: Benchmark, path: Path) -> Path:
         raise UserError(f"data: there is no {str(path)!r}; give a JSONL or Parquet file, or the folder of {benchmark.file}.jsonl")
     if path.suffix not in SUFFIXES:
         raise UserError(f"data: {str(path)!r} is of no known kind; convert it to one of {', '.join(SUFFIXES)}")
+    others = {other.file: other.title for other in REGISTRY.values() if other.file and other.file != benchmark.file}
+    if path.stem in others:
+        raise UserError(f"data: {str(path)!r} is named for {others[path.stem]}, not {benchmark.title}; give its folder")
     return path
 
 
@@ -251,6 +254,9 @@ def _checked(benchmark: Benchmark, table: list[Located], origin: str) -> list[di
             raise UserError(f"data: {where} repeats the id {row['id']!r} of {seen[row['id']]}; ids must be unique")
         seen[row["id"]] = where
         rows.append(row)
+    others = [b for b in REGISTRY.values() if b.file and b.file != benchmark.file]
+    if foreign := [b for b in others if rows and rows[0]["id"].startswith(f"{b.file}-")]:
+        raise UserError(f"data: {origin} holds problems of {foreign[0].title} ({rows[0]['id']}), not of {benchmark.title}")
     if len(rows) != benchmark.size:
         raise UserError(
             f"data: {origin} holds {len(rows)} problems, {benchmark.title} has {benchmark.size}; it is another set or incomplete"

@@ -118,9 +118,9 @@ def accuracy_reward(
     """
     if len(completions) != len(answer):
         raise UserError(f"answer: {len(answer)} golds for {len(completions)} completions; give one for each")
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    texts = [c if isinstance(c, str) else c[-1]["content"] if c else "" for c in completions]
     return [
-        float(grade(text or "", str(gold), benchmark).correct) if spelled_gold(str(gold)) else None
+        float(grade(text or "", str(gold), benchmark).correct) if gold is not None and spelled_gold(str(gold)) else None
         for text, gold in zip(texts, answer, strict=True)
     ]
 
@@ -137,3 +137,7 @@ def check_benchmark(benchmark: str) -> None:
     if benchmark.lower().startswith(("humaneval", "toy")):
         how = "its own check" if benchmark.lower().startswith("toy") else "running its tests"
         raise UserError(f"benchmark: {benchmark!r} is graded by {how}; use `gcpo-repro evaluate --benchmark {benchmark}`")
+    if benchmark != "math":
+        from .benchmarks import find
+
+        find(benchmark)

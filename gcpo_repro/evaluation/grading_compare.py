@@ -101,7 +101,14 @@ TEXT = r"\\text\{(?:[^{}]|\{[^{}]*\})*\}"
 UNIT_TAIL = re.compile(rf"(.*?[^\s(\[{{,=+*/^-])\s*((?:{TEXT}|\\deg)(?:{TEXT}|\\deg|\\cdot|\^ ?\{{?-?\d\}}?|[/ CF])*)")
 UNIT_WORDS = re.compile(r"(.*[\d})%])( ?)([a-zA-Z]+)\.?((?:[ /^*.{}()-]|[a-zA-Z]|\d)*)")
 NO_UNITS = frozenset("pi sqrt sin cos tan cot sec log ln exp mod oo inf million billion trillion thousand hundred dozen".split())
-LETTER_UNITS = frozenset("m s g h K N J W V A C F L l T Hz Pa".split())
+# Beside a number these change it or take it back; they are no units.
+HEDGES = frozenset(
+    "million millions billion billions trillion thousand thousands hundred hundreds dozen half halves third thirds fourth "
+    "fourths fifths sixths eighths tenth tenths hundredths thousandths billionths plus minus times squared cubed factorial "
+    "versus vs or else not maybe perhaps possibly probably either wrong but could might actually instead more less is two three four five "
+    "six seven eight nine ten".split()
+)
+LETTER_UNITS = frozenset("m s g h K N J W V A C F L l T Hz Pa eV".split())
 UNIT_NAMES = (
     "m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|in inch inche|ft foot feet|yd yard|"
     "mi mile|s sec second|min minute|h hr hour|day|week|month|yr year|g gram|kg kilogram|mg milligram|lb pound|oz ounce|cent|"
@@ -241,7 +248,7 @@ def _branches(texts: list[str]) -> list[str]:
 
 def compare(gold: str, answer: str, symbolic: Symbolic, level: int = 0) -> str:
     """EQUAL, or how the answer differs. Sets need the same members, ordered things the same brackets and parts in order."""
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if LAYOUT.sub("", gold) == LAYOUT.sub("", answer):
         return EQUAL
     if level > 8 or max(depth(gold), depth(answer)) > DEEPEST:
         return DEEP
@@ -311,6 +318,8 @@ def _compare_atoms(gold: str, answer: str, symbolic: Symbolic, level: int) -> st
     g, a = number(gold), number(answer)
     if g is not None and a is not None:
         return EQUAL if same_number(g, a) else DIFFERENT
+    if _hedges(gold) != _hedges(answer) or (DIGITS_APART.search(answer) and not DIGITS_APART.search(gold)):
+        return DIFFERENT
     if (named := _compare_named(gold, answer, symbolic, level)) is not None:
         return named
     if "=" in answer and "=" not in gold and not RELATION.search(answer):
@@ -332,7 +341,27 @@ def _compare_atoms(gold: str, answer: str, symbolic: Symbolic, level: int) -> st
         return EQUAL if meant.casefold() == said.casefold() else DIFFERENT
     if (g is not None and said is not None) or (a is not None and meant is not None and len(meant) > 1):
         return DIFFERENT
-    return EQUAL if symbolic(gold, answer) else DIFFERENT
+    return EQUAL if symbolic(_exact(gold), _exact(answer)) else DIFFERENT
+
+
+def _exact(text: str) -> str:
+    """A number in e-notation as a fraction of integers; algebra would read 2e33 as 2 · e · 33."""
+    found = number(text)
+    if found is None or not found.scientific:
+        return text
+    return rf"\frac{{{found.value.numerator}}}{{{found.value.denominator}}}"
+
+
+LAYOUT = re.compile(r"(?<!\d) +| +(?!\d)")  # blanks, but for those between digits
+DIGITS_APART = re.compile(r"\d \d(?!\d{2}(?!\d))")  # "5 6" is no number; "1 000" may be one
+
+
+def _hedges(text: str) -> frozenset[str]:
+    """Words beside a digit that change the number or take it back."""
+    if not re.search(r"\d", text):
+        return frozenset()
+    words = re.findall("[a-zA-Z]+", re.sub(r"\\(?!text)[a-zA-Z]+", " ", text).replace(r"\text", " "))
+    return HEDGES.intersection(word.lower() for word in words)
 
 
 def _compare_bases(gold: str, answer: str) -> str | None:

@@ -197,8 +197,12 @@ def grade_file(
     rows = sum(1 for _ in _requests(source, known))
     if not rows:
         raise UserError(f"responses: {str(source)!r} has no rows; give one {{id, response}} a line")
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise UserError(f"out: cannot write {str(target)!r} ({error.strerror or error}); name another file") from error
     try:
         with open(partial, "w", encoding="utf-8") as file, Pool(workers, memory) as pool:
             summary = _grade_rows(_requests(source, known), pool, limit, workers, file)

@@ -19,13 +19,13 @@ STATEMENT = re.compile(
     re.IGNORECASE,
 )
 # What may follow an answer in its sentence without being part of it.
-AFTERTHOUGHT = re.compile(r",?\s\b(?:because|since|as required|which|I hope)\b|(?<!\\)[.!?](?:\s|$)")
+AFTERTHOUGHT = re.compile(r",?\s\b(?:because|since|as required|I hope)\b|(?<!\\)[.!?](?:\s|$)")
 FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 DISPLAY = re.compile(rf"\s*(?:{FORMULA.pattern})", re.DOTALL)
 COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 WORD = re.compile(r"(?<![a-zA-Z])[a-zA-Z]{3,}(?![a-zA-Z])")
 LONGEST = 2000  # characters of an answer that is compared at all
-LONGEST_TEXT = 2_000_000  # characters at the end of a response in which its answer is looked for
+LONGEST_TEXT = 20_000_000  # characters at the end of a response in which its answer is looked for
 
 
 class Extracted(NamedTuple):

@@ -372,3 +372,12 @@ def test_a_template_without_a_system_role_gets_the_text_in_the_first_turn(tiny_f
     tokenizer.chat_template = "{{ raise_exception('broken') }}"
     with pytest.raises(Exception, match="broken"):
         REGISTRY["humaneval"].prompt.fit("def f():\n", tokenizer)
+
+
+def test_a_file_of_another_benchmark_is_refused(tmp_path):
+    rows = [json.dumps({"id": f"aime25-{k:02d}", "problem": f"p{k}", "answer": "1"}) for k in range(30)]
+    for name in ("aime25.jsonl", "aime24.jsonl"):
+        (tmp_path / name).write_text("\n".join(rows))
+        with pytest.raises(UserError, match="AIME 2025.*not .*AIME 2024"):
+            load("aime24", tmp_path / name)
+

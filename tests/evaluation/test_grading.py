@@ -259,5 +259,30 @@ def test_wrong_arguments():
 
 
 def test_extraction_reads_the_end_of_a_very_long_response():
-    assert extract(r"\boxed{4}" + " " * 5_000_000 + r"\boxed{5}").answer == "5"
+    assert extract(r"\boxed{4}" + "\n" * 5_000_000 + r"\boxed{5}").answer == "5"
     assert extract("<think>" + "x" * 5_000_000).reason == "unfinished thought"
+
+
+@pytest.mark.parametrize(
+    "gold, answer, right",
+    [
+        ("2e33", "66e", False), ("4.5e33", r"\frac{9}{2}\times10^{33}", True), ("1e-10", r"\frac{1}{10^{10}}", True),
+        ("7.5e-7", r"\frac34\times10^{-6}", True), ("1e8", "8e", False), ("5", r"5\text{ million}", False),
+        ("5", r"5\text{ or six}", False), ("5", "5 minus 2", False), ("5", "5 halves", False), ("5", r"5\text{ cm}", True),
+        ("12", "1 2", False), ("56", "5 6", False), ("5 million", "5 million", True),
+    ],
+)  # fmt: skip
+def test_cases_of_a_later_review(gold, answer, right):
+    assert bool(grade(rf"So it is $\boxed{{{answer}}}$.", gold)) == right
+
+
+def test_hedged_statements_and_far_boxes():
+    assert not grade("The answer is 5 but could be 6.", "5") and not grade("The answer is 9 which is wrong, it is 10", "9")
+    assert grade(r"\boxed{204}" + 2_500_000 * "y", "204")
+
+
+def test_rewards_of_missing_golds_and_completions():
+    assert accuracy_reward(["x", [], None], [None, "5", "5"]) == [None, 0.0, 0.0]
+    with pytest.raises(UserError, match="no such benchmark"):
+        grade("5", "5", "no such benchmark")
+
