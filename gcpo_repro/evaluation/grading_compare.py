@@ -105,8 +105,8 @@ NO_UNITS = frozenset("pi sqrt sin cos tan cot sec log ln exp mod oo inf million 
 HEDGES = frozenset(
     "million millions billion billions trillion thousand thousands hundred hundreds dozen half halves third thirds fourth "
     "fourths fifths sixths eighths tenth tenths hundredths thousandths billionths plus minus times squared cubed factorial "
-    "versus vs or else not maybe perhaps possibly probably either wrong but could might actually instead more less is two three four five "
-    "six seven eight nine ten".split()
+    "versus vs or else not maybe perhaps possibly probably either wrong but could might actually instead more less is "
+    "two three four five six seven eight nine ten".split()
 )
 LETTER_UNITS = frozenset("m s g h K N J W V A C F L l T Hz Pa eV".split())
 UNIT_NAMES = (
