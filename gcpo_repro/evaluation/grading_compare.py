@@ -108,6 +108,11 @@ HEDGES = frozenset(
     "versus vs or else not maybe perhaps possibly probably either wrong but could might actually instead more less is "
     "two three four five six seven eight nine ten".split()
 )
+_SYMBOL = r"(?:m|s|h|g|kg|cm|mm|km|N|J|K|W|V|A|C|mol|Hz|Pa|eV)(?: ?\^ ?\{? ?\d ?\}?)?"
+# Units that are no words; taken for such only where the gold is a bare number.
+SYMBOL_UNIT = re.compile(
+    rf"(.*[\d)}}]) *(?:\\(?:Omega|AA)|\\mu ?(?:{_SYMBOL})|\\[dt]?frac ?\{{ ?{_SYMBOL} ?\}} ?\{{ ?{_SYMBOL} ?\}}) *"
+)
 LETTER_UNITS = frozenset("m s g h K N J W V A C F L l T Hz Pa eV".split())
 UNIT_NAMES = (
     "m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|in inch inche|ft foot feet|yd yard|"
@@ -322,6 +327,8 @@ def _compare_atoms(gold: str, answer: str, symbolic: Symbolic, level: int) -> st
         return DIFFERENT
     if (named := _compare_named(gold, answer, symbolic, level)) is not None:
         return named
+    if g is not None and (unit := SYMBOL_UNIT.fullmatch(answer)) and number(unit[1]) is not None:
+        return compare(gold, unit[1], symbolic, level + 1)
     if "=" in answer and "=" not in gold and not RELATION.search(answer):
         return compare(gold, answer.rpartition("=")[2].strip(), symbolic, level + 1)
     if (based := _compare_bases(gold, answer)) is not None:
@@ -348,7 +355,7 @@ def _exact(text: str) -> str:
     """A number in e-notation as a fraction of integers; algebra would read 2e33 as 2 · e · 33."""
     found = number(text)
     if found is None or not found.scientific:
-        return text
+        return re.sub(r"\\binom ?(\d) ?(\d)", r"\\binom{\1}{\2}", text)
     return rf"\frac{{{found.value.numerator}}}{{{found.value.denominator}}}"
 
 

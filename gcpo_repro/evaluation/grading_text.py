@@ -15,9 +15,12 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 BRACE = re.compile(r"\s*\{")
 TOKEN = re.compile(r"[ \t]*([^\s{}$\\]+)")
 STATEMENT = re.compile(
-    r"####|\banswers?\b[*_ ]{0,4}(?:(?: to [^\n.:]{1,80}?)? (?:is|are|equals)\b(?: thus| therefore| simply)?[*_ ]{0,4}:?|:|=)",
+    r"####|\banswers?\b[*_ ]{0,4}(?:(?: to [^\n.:]{1,80}?)? (?:is|are|equals|should be)\b"
+    r"(?: thus| therefore| simply)?[*_ ]{0,4}:?|:|=)",
     re.IGNORECASE,
 )
+TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+REVISED = re.compile(r"(?:^|[.!?;,]\s*)(?:actually|correction|or rather|or|wait)\b[^.\n]*\d", re.IGNORECASE)
 # What may follow an answer in its sentence without being part of it.
 AFTERTHOUGHT = re.compile(r",?\s\b(?:because|since|as required|I hope)\b|(?<!\\)[.!?](?:\s|$)")
 FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -86,18 +89,17 @@ def _boxed_answer(text: str, boxes: list[tuple[int, str]]) -> str:
 
 def _stated_answer(text: str) -> str:
     """What the last explicit statement says, "" where there is none: a tag, `####`, "the answer is", "Answer:"."""
-    end = text.rfind("</answer>")
-    begin = text.rfind("<answer>", 0, max(end, 0))
-    last = next(iter(deque(STATEMENT.finditer(text, max(begin, 0)), maxlen=1)), None)
-    if begin >= 0 and (last is None or last.start() < end):
-        return text[begin + len("<answer>") : end].strip()
+    tag = next(iter(deque(TAG.finditer(text), maxlen=1)), None)
+    last = next(iter(deque(STATEMENT.finditer(text, tag.start() if tag else 0), maxlen=1)), None)
+    if tag and (last is None or last.start() < tag.end()):
+        return tag[1].strip()
     if last is None:
         return ""
     said = text[last.end() : last.end() + LONGEST].lstrip(" \t*_}")
     if (formula := DISPLAY.match(said)) and "\n" in formula[0]:
         return formula[0].strip()  # a displayed formula on its own lines
     said = said.lstrip().partition("\n")[0]
-    if last[0] != "####" and (tail := AFTERTHOUGHT.search(said)):
+    if last[0] != "####" and (tail := AFTERTHOUGHT.search(said)) and not REVISED.search(said[tail.start() :]):
         said = said[: tail.start()]
     return said.strip().strip("*_ ")
 

@@ -270,6 +270,8 @@ def test_extraction_reads_the_end_of_a_very_long_response():
         ("7.5e-7", r"\frac34\times10^{-6}", True), ("1e8", "8e", False), ("5", r"5\text{ million}", False),
         ("5", r"5\text{ or six}", False), ("5", "5 minus 2", False), ("5", "5 halves", False), ("5", r"5\text{ cm}", True),
         ("12", "1 2", False), ("56", "5 6", False), ("5 million", "5 million", True),
+        ("50", r"50 \Omega", True), ("50", r"50 \mu m", True), ("5", r"5\ \frac{m}{s}", True), ("50", "50 eV", True),
+        (r"5\frac{a}{b}", "5", False), (r"2\mu", "2", False), ("10", r"\binom52", True),
     ],
 )  # fmt: skip
 def test_cases_of_a_later_review(gold, answer, right):
@@ -278,6 +280,9 @@ def test_cases_of_a_later_review(gold, answer, right):
 
 def test_hedged_statements_and_far_boxes():
     assert not grade("The answer is 5 but could be 6.", "5") and not grade("The answer is 9 which is wrong, it is 10", "9")
+    assert not grade("The answer is 9. Actually it is 10.", "9") and not grade("The answer is 5. Or 6.", "5")
+    assert grade("The answer is 9. That is all.", "9") and grade("<ANSWER>5</ANSWER>", "5")
+    assert grade("So the answer should be 5.", "5")
     assert grade(r"\boxed{204}" + 2_500_000 * "y", "204")
 
 
