@@ -26,7 +26,7 @@ from ..provenance import run_state
 from . import stats
 from .benchmarks import Benchmark, find, load_with_source
 from .code_execution import extract_code, require_permission, run_many
-from .grading import grade
+from .grading_pool import Pool
 from .grading_text import normalise
 from .prompts import render
 from .responses import Responses
@@ -259,7 +259,10 @@ def _grade_toy(name: str, problems: list[dict[str, Any]], responses: list[str]) 
 
 
 def _grade_math(name: str, problems: list[dict[str, Any]], responses: list[str]) -> Verdicts:
-    found = [grade(text, row["answer"], name) for row, text in zip(problems, responses, strict=True)]
+    requests = [(text, row["answer"], False) for row, text in zip(problems, responses, strict=True)]
+    batches = [requests[k : k + 64] for k in range(0, len(requests), 64)]
+    with Pool(min(len(batches), provenance.usable_cores())) as pool:  # a child per core, each answer within its limits
+        found = [verdict for graded in [pool.submit(batch) for batch in batches] for verdict in graded.result()]
     return [(verdict.correct, verdict.answer, verdict.reason) for verdict in found]
 
 
