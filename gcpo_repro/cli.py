@@ -86,7 +86,10 @@ def train(config: Path, method: str | None, seeds: tuple[int, ...], out: Path | 
 
 
 @main.command()
-@click.option("--profile", default="cpu", show_default=True, help="smoke, cpu, t4, gpu24, gpu80 or paper (only smoke and cpu have files yet).")
+@click.option(
+    "--profile", default="cpu", show_default=True,
+    help="smoke, cpu, t4, gpu24, gpu80 or paper (only smoke and cpu have files yet).",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/<profile>].")
 @click.option("--only", multiple=True, help="Run only this notebook (05 or 05_train_qlora); may be given several times.")
 @click.option("--force", is_flag=True, help="Run again what already succeeded with the same inputs.")
