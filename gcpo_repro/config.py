@@ -129,7 +129,7 @@ class GCPOConfig(GRPOConfig):
 
     @classmethod
     def fast(cls, output_dir: str, max_completion_length: int = 256, **options: Any) -> GCPOConfig:
-        """An approximation at about half the price of a GRPO step: states for rollouts, L = 2, of each answer its last eighth."""
+        """An approximation: states for rollouts, L = 2, of each answer its last eighth. Cost: tests/benchmarks/step_cost.py."""
         shown = max(1, max_completion_length // 8)
         fast = {"estimator": "state", "num_integrated": 2, "context_max_tokens": shown, "integrated_max_tokens": shown}
         return cls(output_dir, **{"max_completion_length": max_completion_length, **fast, **options})

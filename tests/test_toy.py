@@ -305,7 +305,7 @@ def test_out_folders_that_are_refused(tmp_path):
 def test_pretraining_again_scores_the_same(tmp_path):
     shipped = json.loads((toy.POLICY / "scores.json").read_text())
     again = toy.pretrain(tmp_path / "policy", seed=shipped["provenance"]["seed"], threads=2)
-    # its time is recorded: 231 s on one core, 180 s on two idle ones; on a busy machine two threads take several times that
+    # its time is recorded: 231 s on one core; on a busy machine two threads take several times that
     for kind in ("fp32", "nf4"):
         assert abs(again[kind]["pass@1"]["rate"] - shipped[kind]["pass@1"]["rate"]) <= 0.03
         for group in ("integration", "foreign"):
