@@ -71,13 +71,14 @@ def pretrain(out: Path, seed: int, threads: int | None) -> None:
 def train(config: Path, method: str | None, seeds: tuple[int, ...], out: Path | None, force: bool) -> None:
     """Train GRPO and GCPO with QLoRA, evaluate on held-out questions, write results.json."""
     from . import experiment
+    from .settings import arm_settings, load_settings, select
 
-    settings = experiment.select(experiment.load_settings(config), method, seeds)
+    settings = select(load_settings(config), method, seeds)
     out = out or Path("runs") / config.stem
     if len(settings.methods) * len(settings.seeds) > 1:
         experiment.run_experiment(settings, out, force)
     else:
-        settings = experiment.arm_settings(settings, settings.methods[0], settings.seeds[0])
+        settings = arm_settings(settings, settings.methods[0], settings.seeds[0])
         if not force and experiment.finished(out, settings):
             click.echo("already trained with these settings (--force trains again)")
         else:

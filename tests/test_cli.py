@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import gcpo_repro
 from gcpo_repro import UserError, cli, experiment, provenance
 from gcpo_repro.data import load_rows
-from gcpo_repro.experiment import load_settings, select
 from gcpo_repro.reporting import runner as notebook_runner
+from gcpo_repro.settings import arm_settings, load_settings, select
 
 
 def call(*arguments):
@@ -240,7 +240,7 @@ def test_training_says_what_it_does(run):
 def test_training_records_all_that_issue_2_asks_for(run):
     _, out, config = run
     result = json.loads((out / "results.json").read_text())
-    settings = experiment.arm_settings(select(load_settings(config), "gcpo", (5,)), "gcpo", 5)
+    settings = arm_settings(select(load_settings(config), "gcpo", (5,)), "gcpo", 5)
     assert result["config"] == settings.as_dict() and result["config"]["learning_rate"] == 1e-3
     assert (result["method"], result["seed"], result["kind"]) == ("gcpo", 5, "arm")
     assert result["versions"] == provenance.versions()

@@ -17,21 +17,16 @@ import yaml
 
 from gcpo_repro import UserError, provenance
 from gcpo_repro.experiment import (
-    NOTEBOOK_ONLY,
-    Settings,
     arm_folder,
-    arm_settings,
     collect,
     fingerprint,
     finished,
     load_results,
-    load_settings,
-    make_settings,
     run_arm,
     run_experiment,
-    select,
 )
 from gcpo_repro.reporting.runner import declared_parameters, list_runs
+from gcpo_repro.settings import NOTEBOOK_ONLY, Settings, arm_settings, load_settings, make_settings, select
 
 PYTHON = sys.executable  # some tests put a stand-in there
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"

@@ -138,7 +138,7 @@ def test_the_ten_lines_of_python_run(tmp_path):
 
 
 def test_the_configuration_file_of_the_readme_is_valid(tmp_path):
-    from gcpo_repro.experiment import load_settings
+    from gcpo_repro.settings import load_settings
 
     (content,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(content)
