@@ -119,7 +119,7 @@ class GCPOConfig(GRPOConfig):
         },
     )
     scoring_tokens: int = field(
-        default=16384, metadata={"help": "Tokens of one scoring pass, padding included: its memory. A longer row is read alone."}
+        default=4096, metadata={"help": "Tokens of one scoring pass, padding included: its memory. A longer row is read alone."}
     )
 
     @classmethod

@@ -3,9 +3,10 @@
 φ(q, y), the paper's feature, is the last layer's state (after the final norm) when the policy reads q followed by y, at the
 last token of y, end-of-sequence included. One map for candidates and rollouts alike (paper.md §3, step 3).
 
-`score_colliders` has three backends that agree to rounding. All contexts x_{i,l} of candidate i begin alike and end with
-y_{n,l}, so "prefix" computes the keys and values of the common part once, puts each end and y_i behind them, and crops the
-cache again. "batched" reads every context whole; "naive" does so one sequence at a time, without padding: the oracle.
+`score_colliders` has three backends that agree to rounding. "naive" reads every context whole, one sequence at a time and
+without padding: the oracle. "batched" does so with many at once. "prefix" computes no keys and values twice: the contexts
+x_{i,l} of candidate i share all but y_{n,l}, and what stands before y_i's place they share with the group's integration
+prompt, the `Trunks`. So n (n − 1) / 2 candidates are read again for the contexts of a group, not n (n − 1) or L n (n − 1).
 
 B rows (candidates), L integrated outputs, T tokens of the longest candidate, H features.
 """
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+
+from .caches import has_standard_cache, roomy_cache
 
 BACKENDS = ("prefix", "batched", "naive")
 FEATURE_TOKENS = ("last", "last_content", "mean")
@@ -58,7 +60,7 @@ class Reader:
 
     forward: Forward
     pad_id: int
-    tokens: int = 16384
+    tokens: int = 4096
     device: torch.device | str = "cpu"
     feature_token: str = "last"
     end_ids: tuple[int, ...] = ()
@@ -136,9 +138,76 @@ def padded(rows: Sequence[Ids], pad_id: int, side: str, width: int = 0) -> tuple
     return ids, mask
 
 
+class Trunks:
+    """The keys and values of G token sequences; other sequences that begin like one of them can go on from there.
+
+    Reading them all takes the memory of G rows for as long as this lives. `model` must have a standard cache.
+    """
+
+    def __init__(self, reader: Reader, model: Any, sequences: Sequence[Ids]) -> None:
+        self.sequences = [list(ids) for ids in sequences]
+        self.model = model
+        # Every process makes as many passes: the first sequence stands in for those that this one lacks.
+        count, width = reader.agree(len(sequences)), max(map(len, sequences))
+        rows = [*self.sequences, *[self.sequences[0]] * (count - len(sequences))]
+        caches = []
+        for part in reader.chunks(count, width):
+            ids, seen = padded(rows[part], reader.pad_id, "left", width)
+            caches.append(DynamicCache(config=model.config))
+            _fill(reader, model, caches[-1], ids, seen)
+        self.seen = padded(self.sequences, reader.pad_id, "left")[1]  # (G, P)
+        self.layers = [
+            (torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]))
+            for layers in zip(*(cache.layers for cache in caches), strict=True)
+        ]  # (G, heads, P, features of a head)
+
+    def shared(self, trunk: int, ids: Ids) -> int:
+        """How many tokens `ids` has in common with the beginning of that trunk."""
+        pairs = zip(self.sequences[trunk], ids, strict=False)
+        return next((k for k, (one, other) in enumerate(pairs) if one != other), min(len(self.sequences[trunk]), len(ids)))
+
+    def behind(self, trunks: Sequence[int], lengths: Sequence[int], room: int) -> tuple[DynamicCache, Tensor]:
+        """A cache of N rows that have read the first `lengths` tokens of `trunks`, and the mask (N, P') of what they see.
+
+        With room for so many tokens more.
+        """
+        rows = torch.tensor(trunks)
+        ends = self.seen.shape[1] - self.seen.sum(1)[rows] + torch.tensor(lengths)  # columns; padding is on the left
+        width = int(ends.max())
+        seen = self.seen[rows, :width] * (torch.arange(width) < ends[:, None])
+        cache = roomy_cache(self.model, room)
+        for k, (keys, values) in enumerate(self.layers):
+            here = rows.to(keys.device)
+            cache.update(keys[here, :, :width], values[here, :, :width], k)
+        return cache, seen
+
+
+def _fill(reader: Reader, model: Any, cache: Any, ids: Tensor, seen: Tensor) -> None:
+    """Read `ids` (N, S) into the cache; `seen` (N, P + S) covers what it holds already."""
+    positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    ids, seen, positions = (tensor.to(reader.device) for tensor in (ids, seen, positions))
+    # One logit only: what is wanted are the keys and values.
+    model(
+        input_ids=ids, attention_mask=attention_mask(model, seen, ids.shape[1]), position_ids=positions, past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+
+
+def attention_mask(model: Any, seen: Tensor, S: int) -> Tensor:
+    """What `model` takes for `seen` (N, K), the mask of all keys, where the last S of them are the queries.
+
+    On a CPU, a quarter of the time of reading went into masks: transformers builds one from `seen`, and torch turns it into
+    numbers again in every layer. Here it is made once, (N, 1, S, K), 0 where a query sees a key.
+    """
+    if model.config._attn_implementation != "sdpa" or seen.device.type != "cpu" or model.dtype != torch.float32:
+        return seen
+    causal = torch.ones(S, seen.shape[1], dtype=torch.bool).tril(seen.shape[1] - S)
+    return torch.where(causal & seen.bool()[:, None, None], 0.0, torch.finfo(torch.float32).min)
+
+
 def score_colliders(
     reader: Reader, prefixes: Sequence[Ids], ends: Sequence[Sequence[Ids]], responses: Sequence[Ids], backend: str = "prefix",
-    model: Any = None,
+    model: Any = None, trunks: Trunks | None = None, trunk_of: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Read each candidate y_i behind its L contexts x_{i,l} = prefix_i + end_{i,l}.
 
@@ -146,6 +215,8 @@ def score_colliders(
         reader: how.
         prefixes: B token lists, what all contexts of a row share; ends: (B, L) token lists, none empty; responses: the B y_i.
         backend: one of `BACKENDS`. model: the policy, which "prefix" fills its cache with.
+        trunks, trunk_of: for "prefix": what has been read already, and with which of them each prefix begins. Whatever
+            they are, the result is the same. None: the prefixes themselves.
 
     Returns:
         log π(y_ij | x_{i,l}, y_i,<j) (B, L, T), 0 after the candidate's end, and the states at the contexts' ends (B, L, H).
@@ -162,7 +233,8 @@ def score_colliders(
         warnings.warn("scoring: this model's cache can't be cropped, so every context is read whole (slower)", stacklevel=2)
         backend = "batched"
     if backend == "prefix":
-        return _score_behind_prefixes(reader, prefixes, ends, responses, model)
+        trunks = trunks or Trunks(reader, model, prefixes)
+        return _score_behind_prefixes(reader, prefixes, ends, responses, model, trunks, trunk_of or range(B))
     width = max(map(len, responses))
     contexts = [[*prefix, *end] for prefix, row in zip(prefixes, ends, strict=True) for end in row]
     repeated = [y for y in responses for _ in range(L)]
@@ -174,33 +246,31 @@ def score_colliders(
     return logps.view(B, L, -1), torch.cat([s.context_state for s in single]).view(B, L, -1)
 
 
-def _score_behind_prefixes(reader, prefixes, ends, responses, model):
-    L, width = len(ends[0]), max(map(len, responses))
-    longest_end = max(len(end) for row in ends for end in row)
-    longest = max(map(len, prefixes)) + longest_end + width
+def _score_behind_prefixes(reader, prefixes, ends, responses, model, trunks, trunk_of):
+    B, L, width = len(prefixes), len(ends[0]), max(map(len, responses))
+    shared = [trunks.shared(g, prefix) for g, prefix in zip(trunk_of, prefixes, strict=True)]
+    # Rows with as much left to read side by side: they are padded to the longest of a pass.
+    order = sorted(range(B), key=lambda k: len(prefixes[k]) - shared[k], reverse=True)
+    longest = max(map(len, prefixes)) + max(len(end) for row in ends for end in row) + width
     logps, states = [], []
-    for part in reader.chunks(len(prefixes), longest):
-        ids, seen = padded(prefixes[part], reader.pad_id, "left")
-        cache = DynamicCache(config=model.config)
-        positions = (seen.cumsum(1) - 1).clamp(min=0)
-        ids, seen, positions = (tensor.to(reader.device) for tensor in (ids, seen, positions))
-        # One logit only: what is wanted are the keys and values.
-        model(
-            input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )  # fmt: skip
+    for part in reader.chunks(B, longest):
+        rows = order[part]
+        left = [prefixes[k][shared[k] :] for k in rows]
+        remaining, end = reader.agree(max(map(len, left))), max(len(end) for k in rows for end in ends[k])
+        cache, seen = trunks.behind([trunk_of[k] for k in rows], [shared[k] for k in rows], remaining + end + width)
+        if remaining:
+            ids, more = padded(left, reader.pad_id, "left", remaining)
+            seen = torch.cat([seen, more], 1)
+            _fill(reader, model, cache, ids, seen)
         columns = []
         for l in range(L):
-            here = [row[l] for row in ends[part]]
-            columns.append(_score_chunk(reader, here, responses[part], width, cache, seen))
+            here = [ends[k][l] for k in rows]
+            columns.append(_score_chunk(reader, here, [responses[k] for k in rows], width, cache, seen))
             cache.crop(-(max(map(len, here)) + width))  # back to the prefix
         logps.append(torch.stack([column[0] for column in columns], 1))
         states.append(torch.stack([column[2] for column in columns], 1))
-    return torch.cat(logps), torch.cat(states)
-
-
-def has_standard_cache(model: Any) -> bool:
-    """Whether keys and values of every layer grow by one per token and can be cropped (no sliding windows, no recurrence)."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    back = torch.tensor(order).argsort().to(reader.device)
+    return torch.cat(logps)[back], torch.cat(states)[back]
 
 
 def policy_forward(model: nn.Module, temperature: float = 1.0) -> Forward:
@@ -210,8 +280,8 @@ def policy_forward(model: nn.Module, temperature: float = 1.0) -> Forward:
     def forward(ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:
         with eval_mode(model), StateCapture(model) as capture:
             logits = policy(
-                input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=cache is not None,
-                logits_to_keep=width + 1,
+                input_ids=ids, attention_mask=attention_mask(model, seen, ids.shape[1]), position_ids=positions,
+                past_key_values=cache, use_cache=cache is not None, logits_to_keep=width + 1,
             ).logits  # fmt: skip
             assert capture.states is not None
             states = capture.states

@@ -1,10 +1,11 @@
-"""GCPO on top of TRL's GRPO. Four methods of `trl.GRPOTrainer` are extended, none is copied:
+"""GCPO on top of TRL's GRPO. Five methods of `trl.GRPOTrainer` are extended, none is copied:
 
 * `_calculate_rewards`: keeps the candidates' token ids; turns a faulty reward function into one clear message.
+* `_generate_single_turn`: takes the features z_i of the candidates from the keys and values that sampling leaves behind.
 * `_generate_and_score_completions`: steps 2-4 of the paper, while the group is still whole (TRL shuffles afterwards):
-  integrated outputs, collider contexts, features; Υ is folded into the advantages, log π'_ref is stored.
+  integrated outputs, collider contexts, features; Υ is folded into the advantages, log π(y_i | x_{i,l}) is stored.
 * `_get_per_token_logps_and_entropies`: remembers the live log-probabilities of the loss's own forward pass.
-* `_compute_loss`: adds κ KL(π_θ ‖ π'_ref) to TRL's loss (Eq. 10).
+* `_compute_loss`: adds κ KL(π_θ ‖ π'_ref) to TRL's loss (Eq. 10). π(y_i | q) of Eq. 13 is what TRL has there anyway.
 
 The equations themselves are in `loss.py`; the readable whole of the objective is `loss.gcpo_loss`. B local rows, n to a
 group, L integrated outputs, M rollouts, T tokens, H features. Every process generates and reads equally often.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from transformers import ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
+from .caches import has_standard_cache
 from .config import GCPOConfig
 from .contexts import ContextBuilder
 from .errors import UserError
@@ -30,13 +33,20 @@ from .generation import generate_behind_prefixes
 from .loss import k3, projected_reference, projected_target, upsilon
 from .metrics import upsilon_metrics
 from .qlora import prepare_quantized
-from .scoring import Ids, Reader, StateCapture, eval_mode, has_standard_cache, padded, score, score_colliders
+from .scoring import Ids, Reader, StateCapture, Trunks, attention_mask, eval_mode, padded, score, score_colliders
 
 __all__ = ["CheckedGRPOTrainer", "GCPOConfig", "GCPOTrainer"]
 
 
 class CheckedGRPOTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` whose reward functions must return usable numbers: else one message (UserError), before any step."""
+    """`trl.GRPOTrainer` whose reward functions must return usable numbers: else one message (UserError), before any step.
+
+    `last_group` is the last batch that was generated for training: local "prompts", "completions", "ids" and "y_n" (L lists of
+    ids for each), and for the rows of all processes "rewards" (one column a function) and "upsilon"; "y_n" and "upsilon" only
+    where there are any.
+    """
+
+    last_group: dict[str, Any] = {}
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         names = ", ".join(self.reward_func_names)
@@ -49,6 +59,8 @@ class CheckedGRPOTrainer(GRPOTrainer):
                 "scored"
             ) from error
         _refuse_unusable(rewards, self.reward_func_names)
+        if self.model.training:
+            self.last_group = dict(prompts=prompts, completions=completions, ids=completion_ids_list, rewards=rewards)
         return rewards
 
 
@@ -84,9 +96,15 @@ class GCPOTrainer(CheckedGRPOTrainer):
         self._window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._candidates: list[list[int]] = []
         self._rewards = torch.empty(0)
+        self._sampled_states: Tensor | None = None  # z_i, where sampling has left them
         self._live_logps: Tensor | None = None
         self._extra_tokens = 0
         self._cache_is_standard = has_standard_cache(self.model)
+        self._drops_out = _has_dropout(self.model)
+        self._reader = Reader(
+            self._forward, self._tokenizer.pad_token_id, args.scoring_tokens, self.accelerator.device, args.feature_token,
+            tuple(self.eos_token_ids), self._global_max,
+        )  # fmt: skip
         if self._integrates:
             self._check_window()
             self._check_foreign()
@@ -141,7 +159,15 @@ class GCPOTrainer(CheckedGRPOTrainer):
         self._rewards = torch.where(rewards.isnan().all(1), torch.nan, (rewards * weights).nansum(1))  # (all rows,)
         return rewards
 
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        asks_states = self.model.training and self._integrates and self.args.feature_token == "last"
+        if not asks_states or self._samples_plainly:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        written, self._sampled_states = self._generate_behind_prefixes(prompt_ids, self.max_completion_length, states=True)
+        return written, None
+
     def _generate_and_score_completions(self, inputs):
+        self._sampled_states = None
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output  # Υ = 1, κ = 0
@@ -149,28 +175,34 @@ class GCPOTrainer(CheckedGRPOTrainer):
         self._log_gcpo({"unscorable": unscorable})
         if self._integrates:
             started, self._extra_tokens = time.perf_counter(), 0
-            with torch.no_grad(), eval_mode(self.model), StateCapture(self.model) as capture:
-                self._integrate_and_project(inputs, output, self._reader(capture))
+            with torch.no_grad(), eval_mode(self.model):
+                self._integrate_and_project(inputs, output)
             seconds = time.perf_counter() - started
             self._log_gcpo({"extra_seconds": seconds, "extra_generated_tokens": float(self._extra_tokens)})
         if self.args.control == "constant":
             output["advantages"] = output["advantages"] * self.args.alpha  # B_i = α A_i
         return output
 
-    def _integrate_and_project(self, inputs, output, reader: Reader) -> None:
+    def _integrate_and_project(self, inputs, output) -> None:
         """Steps 2-4 of the paper for the local rows."""
         mask = output["prompt_mask"].bool()
         q = [ids[seen].tolist() for ids, seen in zip(output["prompt_ids"], mask, strict=True)]
-        under_q = score(reader, q, self._candidates)  # z_i and log π(y_i | q)
-        Z = None
+        z, Z = self._sampled_states, None
+        if z is None or self._drops_out:  # dropout would be noise in the ratios of Eq. 13: both of its sides without it
+            under_q = score(self._reader, q, self._candidates)  # z_i and log π(y_i | q)
+            z = under_q.response_state
+            if self._drops_out and self.args.kappa > 0:
+                output["query_logps"] = self._as_completions(under_q.logps, output)
         if self._reads_contexts:
-            prefixes, ends = self._collider_contexts([example["prompt"] for example in inputs], q)
-            Z = self._read_contexts(reader, output, q, prefixes, ends, under_q.logps, under_q.mask)
+            Z = self._read_contexts(output, q, *self._collider_contexts([example["prompt"] for example in inputs], q))
         if self.args.control != "constant":
-            self._fold_upsilon(output, under_q.response_state, Z)
+            self._fold_upsilon(output, z, Z)
 
-    def _collider_contexts(self, prompts, q: list[Ids]) -> tuple[list[Ids], list[list[Ids]]]:
-        """Step 2: what the contexts x_{i,l} of each local candidate share, and their L ends, which show y_{n,l}."""
+    def _collider_contexts(self, prompts, q: list[Ids]) -> tuple[list[Ids], list[list[Ids]], Trunks | None, list[int]]:
+        """Step 2: what the contexts x_{i,l} of each local candidate share, and their L ends, which show y_{n,l}.
+
+        And the local groups' integration prompts, read once, for the sampling of y_n and for the contexts; by row.
+        """
         n, L, rows = self.num_generations, self.args.num_integrated, self._rows(len(q))
         everything = gather_object(self._candidates)
         groups = [everything[row // n * n : row // n * n + n] for row in rows]  # a group may be split across processes
@@ -178,11 +210,16 @@ class GCPOTrainer(CheckedGRPOTrainer):
         places = [row % n for row in rows]
         shared = zip(prompts, groups, orders, strict=True)
         whole = [self._contexts.integration(prompt, [group[j] for j in order]) for prompt, group, order in shared]
+        trunk_of = [row // n - rows[0] // n for row in rows]
+        trunks = None
+        if self._cache_is_standard and self.args.scoring == "prefix":
+            firsts = [trunk_of.index(k) for k in range(trunk_of[-1] + 1)]
+            trunks = Trunks(self._reader, self.model, [whole[k] for k in firsts])
         if self.args.phi == "algorithm":
-            written = self._one_each(whole, [place < L for place in places])
+            written = self._one_each(whole, [place < L for place in places], trunks, trunk_of)
             y_n = [written[row // n * n : row // n * n + L] for row in self._foreign(rows, len(written))]
         else:  # y_{n,0} as observed, the others with a fresh y_i' in the place of y_i
-            observed = self._one_each(whole, [place == 0 for place in places])
+            observed = self._one_each(whole, [place == 0 for place in places], trunks, trunk_of)
             spare = self._sample(q)
             replaced = [
                 self._contexts.integration(prompt, [fresh if j == i else group[j] for j in order])
@@ -191,11 +228,12 @@ class GCPOTrainer(CheckedGRPOTrainer):
             others = self._sample([context for context in replaced for _ in range(L - 1)], self.args.integrated_max_tokens)
             first = [observed[row // n * n] for row in self._foreign(rows, len(observed))]
             y_n = [[one, *others[k * (L - 1) : (k + 1) * (L - 1)]] for k, one in enumerate(first)]
+        self.last_group = {**self.last_group, "y_n": y_n}
         parts = [
             [self._contexts.parts(prompt, [group[j] for j in order if j != i], out) for out in outs]
             for prompt, group, order, i, outs in zip(prompts, groups, orders, places, y_n, strict=True)
         ]
-        return [row[0][0] for row in parts], [[end for _, end in row] for row in parts]
+        return [row[0][0] for row in parts], [[end for _, end in row] for row in parts], trunks, trunk_of
 
     def _rows(self, count: int) -> range:
         """Numbers of the local rows among those of all processes."""
@@ -214,11 +252,13 @@ class GCPOTrainer(CheckedGRPOTrainer):
             random.Random(f"{self.args.seed} {self.state.global_step} {group}").shuffle(order)
         return order
 
-    def _one_each(self, contexts: list[Ids], wanted: list[bool]) -> list[Ids]:
+    def _one_each(self, contexts: list[Ids], wanted: list[bool], trunks: Trunks | None, trunk_of: list[int]) -> list[Ids]:
         """An integrated output for each wanted context, at its row in a list of all processes' rows (else empty)."""
         asked = [k for k, want in enumerate(wanted) if want]
         # A process that wants none still generates once: sharded models generate together or not at all.
-        written = self._sample([contexts[k] for k in asked or [0]], self.args.integrated_max_tokens)
+        rows = asked or [0]
+        behind = [trunk_of[k] for k in rows]
+        written = self._sample([contexts[k] for k in rows], self.args.integrated_max_tokens, trunks, behind)
         local: list[Ids] = [[] for _ in contexts]
         for k, ids in zip(asked, written[: len(asked)], strict=True):
             local[k] = ids
@@ -230,14 +270,16 @@ class GCPOTrainer(CheckedGRPOTrainer):
             })  # fmt: skip
         return gather_object(local)
 
-    def _read_contexts(self, reader: Reader, output, q, prefixes, ends, logps_q: Tensor, mask: Tensor) -> Tensor | None:
-        """Steps 3 and 4: log π'_ref into the output; returns Z_{i,l,m} (B, L, M, H), where M = 1 for estimator "state"."""
-        L, M = self.args.num_integrated, self.args.num_rollouts
+    def _read_contexts(self, output, q, prefixes, ends, trunks: Trunks | None, trunk_of: list[int]) -> Tensor | None:
+        """Steps 3 and 4: log π(y_i | x_{i,l}) into the output; returns Z_{i,l,m} (B, L, M, H), M = 1 for estimator "state"."""
+        L, M, reader = self.args.num_integrated, self.args.num_rollouts, self._reader
         states = None
         if self.args.kappa > 0 or self.args.estimator == "state":
-            logps_x, states = score_colliders(reader, prefixes, ends, self._candidates, self.args.scoring, self.model)
+            logps_x, states = score_colliders(
+                reader, prefixes, ends, self._candidates, self.args.scoring, self.model, trunks, trunk_of
+            )
         if self.args.kappa > 0:
-            self._store_projected_reference(output, logps_x, logps_q, mask)
+            output["collider_logps"] = self._as_completions(logps_x, output)
             if self.args.kl_context == "collider":
                 contexts = [prefix + row[0] for prefix, row in zip(prefixes, ends, strict=True)]
                 ids, seen = padded(contexts, reader.pad_id, "left")
@@ -261,6 +303,7 @@ class GCPOTrainer(CheckedGRPOTrainer):
         upsilons = torch.cat([
             self._group_upsilon(z[s : s + n], None if Z is None else Z[s : s + n], s // n) for s in range(0, len(z), n)
         ])  # fmt: skip
+        self.last_group = {**self.last_group, "upsilon": upsilons}
         output["advantages"] = output["advantages"] * upsilons[rows.start : rows.stop].to(output["advantages"])
         lengths = torch.tensor([float(len(ids)) for ids in gather_object(self._candidates)], device=z.device)
         self._log_gcpo(upsilon_metrics(upsilons, z, Z, self._rewards.to(z.device), lengths, n))
@@ -282,17 +325,18 @@ class GCPOTrainer(CheckedGRPOTrainer):
             upsilons = upsilons[order]
         return upsilons
 
-    def _store_projected_reference(self, output, logps_x: Tensor, logps_q: Tensor, mask: Tensor) -> None:
-        """Step 4: log π'_ref for the local rows, (B, C) beside TRL's own log-probabilities."""
-        log_ref, low, high = projected_reference(logps_x, logps_q, mask, self.args.eq13_reduction)
-        # TRL may pad the answers further (pad_to_multiple_of); the padding is masked out of the loss.
-        stored = log_ref.new_zeros(len(log_ref), output["completion_ids"].size(1))
-        stored[:, : log_ref.size(1)] = log_ref
-        output["projected_ref_per_token_logps"] = stored
-        shares = self.accelerator.gather(torch.stack([low, high]).to(log_ref)).view(-1, 2).mean(0)
-        self._log_gcpo({"clamped_low": shares[0].item(), "clamped_high": shares[1].item()})
+    def _as_completions(self, logps: Tensor, output) -> Tensor:
+        """(…, T) -> (…, C): TRL may pad the answers further (pad_to_multiple_of); the padding is masked out of the loss."""
+        return torch.nn.functional.pad(logps, (0, output["completion_ids"].size(1) - logps.size(-1)))
 
-    def _sample(self, contexts: list[Ids], max_tokens: int = 0) -> list[Ids]:
+    @property
+    def _samples_plainly(self) -> bool:
+        """Whether responses come from TRL's own sampling alone: another engine, or a cache that can't be repeated."""
+        return self.use_vllm or self.use_transformers_continuous_batching or not self._cache_is_standard
+
+    def _sample(
+        self, contexts: list[Ids], max_tokens: int = 0, trunks: Trunks | None = None, trunk_of: Sequence[int] = ()
+    ) -> list[Ids]:
         """One response from the policy to each context, of at most `max_tokens` (0: max_completion_length)."""
         longest, limit = max(map(len, contexts)), max_tokens or self.max_completion_length
         if self._window is not None and longest + limit > self._window:
@@ -301,18 +345,20 @@ class GCPOTrainer(CheckedGRPOTrainer):
                 f"{self._window}; show less of each candidate (context_max_tokens) or use shorter prompts"
             )
         size = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        plain = self.use_vllm or self.use_transformers_continuous_batching or not self._cache_is_standard
-        generate = self._plain_generate if plain else self._generate_behind_prefixes
         written: list[Ids] = []
         for start in range(0, len(contexts), size):
-            written += generate(contexts[start : start + size], limit)
+            part = contexts[start : start + size]
+            if self._samples_plainly:
+                written += self._plain_generate(part, limit)
+            else:
+                written += self._generate_behind_prefixes(part, limit, trunks, trunk_of[start : start + size])[0]
         self._extra_tokens += sum(map(len, written))
         return written
 
     def _plain_generate(self, contexts: list[Ids], limit: int) -> list[Ids]:
-        return [ids[:limit] for ids in self._generate_single_turn(contexts, None, {}, 1)[0]]
+        return [ids[:limit] for ids in super()._generate_single_turn(contexts, None, {}, 1)[0]]
 
-    def _generate_behind_prefixes(self, contexts: list[Ids], limit: int) -> list[Ids]:
+    def _generate_behind_prefixes(self, contexts: list[Ids], limit: int, *trunks: Any, states: bool = False):
         args = self.args
         with (
             unwrap_model_for_generation(
@@ -323,25 +369,20 @@ class GCPOTrainer(CheckedGRPOTrainer):
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):  # fmt: skip
             return generate_behind_prefixes(
-                model, contexts, limit, self.generation_config, self._tokenizer.pad_token_id, self.eos_token_ids
+                self._reader, model, contexts, limit, self.generation_config, *trunks, states=states
             )
 
-    def _reader(self, capture: StateCapture) -> Reader:
-        def forward(ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:
-            labels = ids.masked_fill(seen[:, -ids.shape[1] :] == 0, -100)
-            labels[:, :-width] = -100
-            with self.accelerator.autocast():  # TRL's fused head: the temperature is in it, and no logits are kept
-                logps = self.model(
-                    input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, labels=labels,
-                    fused_lm_head=True,
-                ).log_probs  # fmt: skip
+    def _forward(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:
+        """How the policy is read: `Reader.forward` through TRL's fused head. The temperature is in it; no logits are kept."""
+        labels = ids.masked_fill(seen[:, -ids.shape[1] :] == 0, -100)
+        labels[:, :-width] = -100
+        with self.accelerator.autocast(), StateCapture(self.model) as capture:
+            logps = self.model(
+                input_ids=ids, attention_mask=attention_mask(self.model, seen, ids.shape[1]), position_ids=positions,
+                past_key_values=cache, labels=labels, fused_lm_head=True,
+            ).log_probs  # fmt: skip
             assert capture.states is not None
             return logps[:, -width:], capture.states
-
-        return Reader(
-            forward, self._tokenizer.pad_token_id, self.args.scoring_tokens, self.accelerator.device, self.args.feature_token,
-            tuple(self.eos_token_ids), self._global_max,
-        )  # fmt: skip
 
     def _global_max(self, width: int) -> int:
         """The same on every process, so that all make equally many passes."""
@@ -355,14 +396,20 @@ class GCPOTrainer(CheckedGRPOTrainer):
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)
         logps, self._live_logps = self._live_logps, None
-        if "projected_ref_per_token_logps" not in inputs:
+        if "collider_logps" not in inputs:
             return loss
         mask = inputs["completion_mask"].bool()
+        # log π(y_i | q) of the policy that wrote y_i. TRL keeps it where the policy may have changed since.
+        logps_q = inputs.get("query_logps", inputs.get("old_per_token_logps", logps)).detach()
+        logps_q = logps_q.masked_fill(~mask, 0.0)
+        log_ref, low, high = projected_reference(inputs["collider_logps"], logps_q, mask, self.args.eq13_reduction)  # Eq. 13
+        shares = self.accelerator.gather(torch.stack([low, high])).view(-1, 2).mean(0)
+        self._log_gcpo({"clamped_low": shares[0].item(), "clamped_high": shares[1].item()})
         if "collider_ids" in inputs:  # Eq. 12 as printed: π_θ(y_i | x_i)
             ids = torch.cat([inputs["collider_ids"], inputs["completion_ids"]], 1)
             seen = torch.cat([inputs["collider_mask"], inputs["completion_mask"]], 1)
             logps = GRPOTrainer._get_per_token_logps_and_entropies(self, model, ids, seen, mask.shape[1])[0]
-        reference = torch.where(mask, inputs["projected_ref_per_token_logps"], logps.detach())
+        reference = torch.where(mask, log_ref, logps.detach())
         kl = torch.where(mask, k3(logps, reference), 0.0)  # Eq. 12, (B, C)
         term = (kl.sum(1) / mask.sum(1).clamp(min=1)).mean()
         self._log_gcpo({"kl": self.accelerator.gather(term.detach()).mean().item()})
@@ -371,6 +418,12 @@ class GCPOTrainer(CheckedGRPOTrainer):
     def _log_gcpo(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._metrics["train"][f"gcpo/{name}"].append(value)
+
+
+def _has_dropout(model: Any) -> bool:
+    """Whether a pass in training mode differs from one in evaluation mode."""
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or getattr(model.config.get_text_config(), "attention_dropout", 0) > 0
 
 
 def _refuse_unsupported(train_dataset: Any, processing_class: Any, kwargs: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from gcpo_repro.scoring import Reader, StateCapture, eval_mode, policy_forward, score, score_colliders
+from gcpo_repro.scoring import Reader, StateCapture, Trunks, eval_mode, policy_forward, score, score_colliders
 
 EOS = 1
 
@@ -222,6 +222,55 @@ def test_exchanging_two_contexts_moves_the_numbers(model, colliders):
     swapped, _ = read_with("prefix", model, (prefixes, [[row[1], row[0], row[2]] for row in ends], responses))
     assert (right - swapped)[:, :2].abs().max() > 0.05 and (right - swapped)[:, 2].abs().max() < 1e-5
     torch.testing.assert_close(swapped[:, 0], right[:, 1], rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def leave_one_out(tiny_folder):
+    """Two groups of 3 candidates: integration prompts, leave-one-out prefixes and their ends; ragged, one candidate empty."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    read_ids = lambda text: list(tokenizer(text)["input_ids"])  # noqa: E731
+    groups = [("1+1=?", ("a2", "355 or", "")), ("a longer question?", ("b", "b", "cut off"))]
+    whole = [read_ids("|".join([q, *y]) + "!") for q, y in groups]
+    rows = [(g, i) for g in (0, 1) for i in range(3)]
+    prefixes = [read_ids("|".join([groups[g][0], *(y for j, y in enumerate(groups[g][1]) if j != i)]) + "|") for g, i in rows]
+    ends = [[read_ids("z!"), read_ids("zz12!")]] * 6
+    return whole, [g for g, _ in rows], (prefixes, ends, [read_ids(groups[g][1][i]) + [EOS] for g, i in rows])
+
+
+@pytest.mark.parametrize("tokens", [1, 120, 4096])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_going_on_from_what_the_group_shares_changes_nothing(tiny_folder, leave_one_out, tokens, attention):
+    """Trunks: each leave-one-out prefix goes on from its group's integration prompt, or from anything else."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation=attention).eval()
+    whole, trunk_of, colliders = leave_one_out
+    reader = Reader(policy_forward(model), EOS, tokens)
+    naive = read_with("naive", model, colliders)
+    with torch.no_grad():
+        trunks = Trunks(reader, model, whole)
+        shared = [trunks.shared(g, prefix) for g, prefix in zip(trunk_of, colliders[0], strict=True)]
+        assert max(shared) > 20 > 10 > min(shared) > 0  # some share nearly all, others the question only
+        for sequences in (whole, whole[::-1], [whole[0][:1], whole[1][:1]]):
+            trunks = Trunks(reader, model, sequences)
+            found = score_colliders(reader, *colliders, "prefix", model, trunks, trunk_of)
+            torch.testing.assert_close(found[0], naive[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(found[1], naive[1], rtol=1e-4, atol=1e-4)
+
+
+def test_processes_make_equally_many_passes(model, leave_one_out):
+    """A process with fewer groups, or with less left to read, goes along with the others: sharded models wait for each other."""
+    whole, trunk_of, colliders = leave_one_out
+    first = [part[:3] for part in colliders]
+    counts = []
+    for agree in (int, lambda count: max(count, 2)):  # the other process has two groups
+        passes = []
+        handle = model.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        reader = Reader(policy_forward(model), EOS, 1, agree=agree)
+        with torch.no_grad():
+            found = score_colliders(reader, *first, "prefix", model, Trunks(reader, model, whole[:1]), [0] * 3)
+        handle.remove()
+        counts.append(len(passes))
+        torch.testing.assert_close(found[0], read_with("naive", model, first)[0], rtol=0, atol=1e-5)
+    assert counts[1] > counts[0]
 
 
 CONFIGS = {

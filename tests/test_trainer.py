@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from gcpo_repro import GCPOConfig, GCPOTrainer, UserError
-from gcpo_repro.loss import gcpo_loss
+from gcpo_repro.loss import gcpo_loss, projected_reference
 from gcpo_repro.metrics import upsilon_metrics, within_group_correlation
 from gcpo_repro.trainer import CheckedGRPOTrainer
 
@@ -23,7 +23,7 @@ def digits(completions, **kwargs):
     return [float(sum(character in "0123456789" for character in text)) for text in texts]
 
 
-def make(folder, tmp_path, reward=digits, chat=False, cls=GCPOTrainer, lora=True, dataset=None, kwargs=None, **options):
+def make(folder, tmp_path, reward=digits, chat=False, cls=GCPOTrainer, lora=True, dataset=None, kwargs=None, dropout=0.0, **more):
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder)
     prompts = [[{"role": "user", "content": p}] for p in PROMPTS] if chat else PROMPTS
@@ -32,10 +32,11 @@ def make(folder, tmp_path, reward=digits, chat=False, cls=GCPOTrainer, lora=True
         report_to=[], learning_rate=1e-2, use_cpu=True, gradient_checkpointing=False, save_strategy="no", seed=3,
         disable_tqdm=True, candidate_prefix="|", integration_suffix="!",
     )  # fmt: skip
-    config = GCPOConfig(str(tmp_path), **{**settings, **options})
+    config = GCPOConfig(str(tmp_path), **{**settings, **more})
     return cls(
         model, reward, config, dataset or Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None, **(kwargs or {}),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=dropout) if lora else None,
+        **(kwargs or {}),
     )  # fmt: skip
 
 
@@ -71,14 +72,16 @@ def test_without_upsilon_and_kappa_it_is_trls_grpo(tiny_folder, tmp_path, lora):
     assert gradient.abs().max() > 1e-4  # the comparison has something to compare
 
 
+@pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"mask_truncated_completions": True}, {"loss_type": "grpo", "epsilon": 0.1}])
-def test_loss_and_gradient_are_those_of_the_readable_loss(tiny_folder, tmp_path, options):
-    trainer = make(tiny_folder, tmp_path, beta=0.1, kappa=0.3, num_iterations=2, **options)
+def test_loss_and_gradient_are_those_of_the_readable_loss(tiny_folder, tmp_path, options, iterations):
+    trainer = make(tiny_folder, tmp_path, beta=0.1, kappa=0.3, num_iterations=iterations, **options)
     _, batch = one_batch(trainer)
-    with torch.no_grad():  # move away from the sampling policy: ratios differ from 1 and some are clipped
-        for name, parameter in trainer.model.named_parameters():
-            if parameter.requires_grad:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    if iterations == 2:
+        with torch.no_grad():  # move away from the sampling policy: ratios differ from 1 and some are clipped
+            for name, parameter in trainer.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
     loss, gradient = loss_and_gradient(trainer, batch)
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
@@ -90,10 +93,12 @@ def test_loss_and_gradient_are_those_of_the_readable_loss(tiny_folder, tmp_path,
     width = batch["completion_ids"].size(1)
     logps = logits.gather(2, ids[:, 1:, None])[:, -width:, 0]
     mask = batch["completion_mask"]
-    ratio = (logps - batch["old_per_token_logps"]).exp()[mask.bool()]
-    assert ((ratio < 0.9) | (ratio > 1.1)).any()
+    assert ("old_per_token_logps" in batch) == (iterations == 2)
+    old = batch.get("old_per_token_logps", logps.detach())
+    ratio = (logps - old).exp()[mask.bool()]
+    assert ((ratio < 0.9) | (ratio > 1.1)).any() == (iterations == 2)
     expected = gcpo_loss(
-        logps, batch["old_per_token_logps"], batch["ref_per_token_logps"], batch["projected_ref_per_token_logps"],
+        logps, old, batch["ref_per_token_logps"], projected_reference(batch["collider_logps"], old, mask)[0],
         batch["advantages"], mask, epsilon=options.get("epsilon", 0.2), beta=0.1, kappa=0.3,
     )  # fmt: skip
     expected.backward()
@@ -169,11 +174,8 @@ def test_upsilon_and_reference_against_one_sequence_at_a_time(tiny_folder, tmp_p
             target = Z_bars[0] - torch.stack(Z_bars).mean(0) + z_bar
             upsilon = 1.7 * torch.nn.functional.cosine_similarity(z[i], target, dim=0)
             assert batch["advantages"][row] == pytest.approx((plain["advantages"][row] * upsilon).item(), abs=1e-5)
-            under_q = read(trainer, prompts[row], group[i], temperature)[0]
-            a = torch.stack(under_x) - under_q  # (L, T)
-            rho = (1 + a[0].exp() - a.exp().mean(0)).clamp(1e-3, 10)
-            stored = batch["projected_ref_per_token_logps"][row][: len(group[i])]
-            torch.testing.assert_close(stored, under_q + rho.log(), rtol=1e-4, atol=1e-4)
+            stored = batch["collider_logps"][row, :, : len(group[i])]
+            torch.testing.assert_close(stored, torch.stack(under_x), rtol=1e-4, atol=1e-4)
     assert plain["advantages"].abs().max() > 0.1
 
 
@@ -182,7 +184,34 @@ def test_constant_control_multiplies_the_advantages(tiny_folder, tmp_path, optio
     _, plain = one_batch(make(tiny_folder, tmp_path, cls=GRPOTrainer))
     _, batch = one_batch(make(tiny_folder, tmp_path, **options))
     torch.testing.assert_close(batch["advantages"], 3 * plain["advantages"], rtol=0, atol=0)
-    assert ("projected_ref_per_token_logps" in batch) == ("kappa" not in options)
+    assert ("collider_logps" in batch) == ("kappa" not in options)
+
+
+@pytest.mark.parametrize("feature", ["last", "mean"])
+def test_features_of_the_candidates_are_those_of_plain_reading(tiny_folder, tmp_path, feature):
+    """Taken from the sampling's own keys and values, or read again: the same z_i, also where y_i ended early."""
+    trainer = make(tiny_folder, tmp_path, feature_token=feature)
+    _, batch = one_batch(trainer)
+    assert (trainer._sampled_states is None) == (feature == "mean")
+    prompts = [batch["prompt_ids"][k][batch["prompt_mask"][k].bool()].tolist() for k in range(8)]
+    ended = [ids[-1] in trainer.eos_token_ids for ids in trainer._candidates]
+    assert any(ended) and not all(ended)
+    trainer.model.eval()
+    z = [read(trainer, prompts[k], trainer._candidates[k])[2] for k in range(8)]
+    if feature == "last":
+        torch.testing.assert_close(trainer._sampled_states, torch.stack(z), rtol=1e-4, atol=1e-5)
+
+
+def test_with_dropout_both_sides_of_the_ratio_are_read_without_it(tiny_folder, tmp_path):
+    trainer = make(tiny_folder, tmp_path, dropout=0.5)
+    _, batch = one_batch(trainer)
+    assert "query_logps" not in one_batch(make(tiny_folder, tmp_path))[1]
+    prompts = [batch["prompt_ids"][k][batch["prompt_mask"][k].bool()].tolist() for k in range(8)]
+    trainer.model.eval()
+    for k, y in enumerate(trainer._candidates):
+        torch.testing.assert_close(
+            batch["query_logps"][k, : len(y)], read(trainer, prompts[k], y)[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_nothing_is_integrated_in_evaluation(tiny_folder, tmp_path):
@@ -191,7 +220,7 @@ def test_nothing_is_integrated_in_evaluation(tiny_folder, tmp_path):
     rows = next(iter(trainer.get_train_dataloader()))
     trainer.model.eval()
     batch = trainer._generate_and_score_completions(rows)
-    assert "projected_ref_per_token_logps" not in batch and not trainer.model.training
+    assert "collider_logps" not in batch and not trainer.model.training
 
 
 @pytest.mark.parametrize("chat", [False, True])

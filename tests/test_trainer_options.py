@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gcpo_repro import GCPOConfig, UserError
-from gcpo_repro.loss import projected_reference, projected_target, upsilon
+from gcpo_repro.loss import k3, projected_reference, projected_target, upsilon
 from gcpo_repro.scoring import Reader, policy_forward, score, score_colliders
 from tests.test_trainer import digits, loss_and_gradient, make, one_batch
 
@@ -36,7 +36,7 @@ def measure(trainer, kept, batch):
     q = [ids[m.bool()].tolist() for ids, m in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
     with torch.no_grad():
         under_q = score(reader, q, trainer._candidates)
-        logps_x, states = score_colliders(reader, *kept["colliders"], trainer._candidates, "batched")
+        logps_x, states = score_colliders(reader, *kept["colliders"][:2], trainer._candidates, "batched")
     return under_q, logps_x, states
 
 
@@ -68,8 +68,7 @@ def test_theorem_decodes_from_groups_with_a_fresh_candidate(tiny_folder, tmp_pat
         target = projected_target(under_q.response_state[part], states[part, :, None])
         expected = upsilon(under_q.response_state[part], target)
         torch.testing.assert_close(batch["advantages"][part], plain["advantages"][part] * expected, rtol=1e-4, atol=1e-4)
-    log_ref = projected_reference(logps_x, under_q.logps, under_q.mask)[0]
-    torch.testing.assert_close(batch["projected_ref_per_token_logps"], log_ref, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch["collider_logps"], logps_x, rtol=1e-4, atol=1e-4)
 
 
 def test_the_theorems_residual_has_the_right_expectation_and_the_algorithms_has_not():
@@ -142,7 +141,7 @@ def test_foreign_shows_the_next_groups_output(tiny_folder, tmp_path):
     kept = spied(trainer)
     rows, _ = one_batch(trainer)
     written = kept["sampled"][0][1]  # two outputs of each of the two groups
-    prefixes, ends = kept["colliders"]
+    prefixes, ends = kept["colliders"][:2]
     for row in range(8):
         other = written[2:] if row < N else written[:2]
         group = trainer._candidates[row // N * N : row // N * N + N]
@@ -157,18 +156,20 @@ def test_kl_under_the_collider_context(tiny_folder, tmp_path):
     trainer = make(tiny_folder, tmp_path, kl_context="collider", kappa=0.7, num_integrated=2)
     kept = spied(trainer)
     _, batch = one_batch(trainer)
-    contexts = [prefix + row[0] for prefix, row in zip(*kept["colliders"], strict=True)]
+    contexts = [prefix + row[0] for prefix, row in zip(*kept["colliders"][:2], strict=True)]
     loss, gradient = loss_and_gradient(trainer, batch)
-    added = ("collider_ids", "collider_mask", "projected_ref_per_token_logps")
+    added = ("collider_ids", "collider_mask", "collider_logps")
     without = {key: value for key, value in batch.items() if key not in added}
     base, base_gradient = loss_and_gradient(trainer, without)
     trainer.model.zero_grad()
+    under_q, logps_x, _ = measure(trainer, kept, batch)
+    log_ref = projected_reference(logps_x, under_q.logps, under_q.mask)[0]
     terms = []
     for row, (context, y) in enumerate(zip(contexts, trainer._candidates, strict=True)):
         ids = torch.tensor([context + y])
         law = trainer.model(ids).logits[0].log_softmax(-1)
         logps = torch.stack([law[len(context) + j - 1, token] for j, token in enumerate(y)])
-        log_rho = batch["projected_ref_per_token_logps"][row, : len(y)] - logps
+        log_rho = log_ref[row, : len(y)] - logps
         terms.append((log_rho.exp() - log_rho - 1).mean())
     expected = 0.7 * torch.stack(terms).mean()
     expected.backward()
@@ -184,7 +185,10 @@ def test_sum_as_printed(tiny_folder, tmp_path):
     _, batch = one_batch(trainer)
     under_q, logps_x, _ = measure(trainer, kept, batch)
     log_ref, low, _ = projected_reference(logps_x, under_q.logps, under_q.mask, "sum")
-    torch.testing.assert_close(batch["projected_ref_per_token_logps"], log_ref, rtol=1e-4, atol=1e-4)
+    base, _ = loss_and_gradient(trainer, {key: value for key, value in batch.items() if key != "collider_logps"})
+    loss, _ = loss_and_gradient(trainer, batch)
+    kl = k3(under_q.logps, log_ref).masked_fill(~under_q.mask.bool(), 0.0).sum(1) / under_q.mask.sum(1)
+    assert loss - base == pytest.approx(trainer.args.kappa * kl.mean().item(), rel=1e-3)
     assert trainer._metrics["train"]["gcpo/clamped_low"] == pytest.approx([low.item()])
     assert low > projected_reference(logps_x, under_q.logps, under_q.mask, "mean")[1]
     with pytest.raises(UserError, match="eq13_reduction: 'sum', as printed, runs over l < n; set num_integrated to 4, not 2"):
@@ -195,7 +199,7 @@ def test_sum_as_printed(tiny_folder, tmp_path):
 def test_scoring_does_not_change_the_batch(tiny_folder, tmp_path, options):
     _, one = one_batch(make(tiny_folder, tmp_path))
     _, other = one_batch(make(tiny_folder, tmp_path, **options))
-    for key in ("advantages", "projected_ref_per_token_logps"):
+    for key in ("advantages", "collider_logps"):
         torch.testing.assert_close(other[key], one[key], rtol=1e-4, atol=1e-5)
 
 
@@ -213,7 +217,7 @@ def test_generation_behind_a_repeated_prefix_is_the_policys(tiny_folder, tmp_pat
     trainer = make(tiny_folder, tmp_path)
     trainer.generation_config.do_sample = False
     contexts = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] + [[20, 21]] * 2
-    assert trainer._generate_behind_prefixes(contexts, 6) == trainer._plain_generate(contexts, 6)
+    assert trainer._generate_behind_prefixes(contexts, 6)[0] == trainer._plain_generate(contexts, 6)
 
 
 def test_shuffled_order_is_seeded_and_a_permutation(tiny_folder, tmp_path):
