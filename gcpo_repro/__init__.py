@@ -10,6 +10,8 @@ from typing import Any
 _HOME = {
     "GCPOConfig": "config",
     "GCPOTrainer": "trainer",
+    "GVPOConfig": "baselines",
+    "GVPOTrainer": "baselines",
     "LoraSettings": "qlora",
     "load_policy": "qlora",
     "gcpo_loss": "loss",

@@ -28,6 +28,9 @@ def roomy_cache(model: Any, room: int) -> DynamicCache:
 class _RoomyLayer(DynamicLayer):
     """`keys` and `values` (N, heads, S, features) are views of the first S places of larger tensors."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room

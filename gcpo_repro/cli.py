@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import __version__
+from . import __version__, processes
 from .errors import UserError
 
 
@@ -16,23 +19,39 @@ class Command(click.Group):
     """Turns the user's mistakes into one message and an exit code, without a traceback; bugs keep theirs."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        _silence_known_noise()
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted. What was finished is kept; the same command starts the rest again.", err=True)
+        except KeyboardInterrupt as stop:
+            told = str(stop) or "Interrupted. What was finished is kept; the same command goes on with the rest."
+            click.echo(told, err=True)
             sys.exit(130)
+
+
+def _silence_known_noise() -> None:
+    """Two messages that hide ours and are harmless: bitsandbytes misses an optional kernel and uses its own; transformers warns
+    of a name that TRL still uses."""
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    kernels.addFilter(lambda record: "Failed to load CPU gemm_4bit_forward" not in str(record.msg))
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gcpo-repro")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Reproduce and use GCPO (Group Causal Policy Optimization).
 
     Start with `gcpo-repro reproduce --profile smoke` (a few minutes on a laptop, no network), or train on your own data
     with `gcpo-repro train --config FILE`.
     """
+    if context.invoked_subcommand != "train" and processes.count() > 1:
+        raise UserError(
+            f"{context.invoked_subcommand}: started in {processes.count()} processes, which would write over each other; only "
+            "train takes several, start this without torchrun"
+        )
 
 
 @main.command()
@@ -64,32 +83,107 @@ def pretrain(out: Path, seed: int, threads: int | None) -> None:
     "--config", "config", required=True, type=click.Path(path_type=Path),
     help="YAML file of settings, such as notebooks/profiles/cpu/05_train_qlora.yaml.",
 )  # fmt: skip
-@click.option("--method", help="Train only this method (grpo, gcpo) instead of all in the file.")
+@click.option("--method", help="Train only this method (grpo, gcpo, dr_grpo, gvpo) instead of all in the file.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="Train only this seed; may be given several times.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/<name of FILE>].")
 @click.option("--force", is_flag=True, help="Train again what is already trained with the same settings.")
-def train(config: Path, method: str | None, seeds: tuple[int, ...], out: Path | None, force: bool) -> None:
-    """Train GRPO and GCPO with QLoRA, evaluate on held-out questions, write results.json."""
+@click.option(
+    "--resume", default="auto", show_default=True, type=click.Choice(["auto", "never"]),
+    help="An interrupted training goes on from its newest checkpoint, or starts from the beginning.",
+)  # fmt: skip
+@click.option(
+    "--check-overlap", "check_overlap", is_flag=True,
+    help="Leave out training problems that stand in a benchmark: those in the file's check_overlap, else all.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only show what would be done and the memory it needs; refuse what can't be held.")
+@click.option("--device-gb", type=click.FloatRange(min=1), help="With --dry-run: on a CUDA device of so many GB, not here.")
+@click.option("--processes", "planned", type=click.IntRange(min=1), help="With --dry-run: devices that train together.")
+def train(
+    config: Path, method: str | None, seeds: tuple[int, ...], out: Path | None, force: bool, resume: str, check_overlap: bool,
+    dry_run: bool, device_gb: float | None, planned: int | None,
+) -> None:  # fmt: skip
+    """Train GCPO and its baselines with QLoRA, evaluate on held-out questions, write results.json.
+
+    torchrun --nproc_per_node 2 -m gcpo_repro.cli train … trains one method and seed in two processes.
+    """
+    if dry_run:
+        return _show_plan(config, method, seeds, out, device_gb, planned or 1)
+    if device_gb or planned:
+        raise UserError("--device-gb and --processes plan a training; add --dry-run")
+    processes.refuse_lost()
+    with processes.quiet_unless_main():
+        _train(config, method, seeds, out, force, "never" if force else resume, check_overlap)
+
+
+def _show_plan(
+    config: Path, method: str | None, seeds: tuple[int, ...], out: Path | None, device_gb: float | None, planned: int
+) -> None:  # fmt: skip
+    from .plan import make_plan, text
+    from .settings import load_settings, select
+
+    settings = select(load_settings(config), method, seeds)
+    plan = make_plan(settings, out or Path("runs") / config.stem, planned, device_gb)
+    click.echo(text(plan))
+    plan.refuse()
+
+
+def _train(
+    config: Path, method: str | None, seeds: tuple[int, ...], out: Path | None, force: bool, resume: str, check_overlap: bool
+) -> None:  # fmt: skip
     from . import experiment
     from .settings import arm_settings, load_settings, select
 
     settings = select(load_settings(config), method, seeds)
+    if check_overlap and not settings.check_overlap:
+        settings = replace(settings, check_overlap=("all",))
     out = out or Path("runs") / config.stem
     if len(settings.methods) * len(settings.seeds) > 1:
-        experiment.run_experiment(settings, out, force)
+        experiment.run_experiment(settings, out, force, resume)
     else:
         settings = arm_settings(settings, settings.methods[0], settings.seeds[0])
         if not force and experiment.finished(out, settings):
             click.echo("already trained with these settings (--force trains again)")
         else:
-            experiment.run_arm(settings, out)
+            experiment.run_arm(settings, out, resume)
     click.echo(f"results: {out / 'results.json'}")
+
+
+@main.command()
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of a finished arm: runs/x/gcpo-seed0.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder to write, absent or empty.")
+@click.option("--merge", is_flag=True, help="Add the adapter to the weights: a whole model instead of an adapter.")
+@click.option("--dtype", default="auto", show_default=True, help="Of a merged model: bfloat16, float16 or float32.")
+@click.option("--push", "repository", metavar="OWNER/NAME", help="Upload to the Hub as well (needs a login and a network).")
+@click.option("--public", is_flag=True, help="With --push: visible to all, instead of private.")
+def export(run: Path, to: Path, merge: bool, dtype: str, repository: str | None, public: bool) -> None:
+    """Write a trained policy with tokenizer, generation settings and model card; plain transformers loads it."""
+    from . import export as exporting
+
+    found = exporting.export(run, to, merge, dtype)
+    click.echo(f"{found['kind']}: {to}")
+    if found["difference"]:
+        far = found["difference"]
+        click.echo(f"from the trained policy: {far['largest']:.2g} in logits at most, KL {far['kl']:.2g} nats a token")
+    if repository:
+        click.echo(f"uploaded: {exporting.push(to, repository, private=not public)}")
+
+
+@main.command()
+@click.option("--repo", required=True, metavar="OWNER/NAME", help="The repository on GitHub.")
+@click.option("--branch", default="main", show_default=True)
+def colab(repo: str, branch: str) -> None:
+    """Write the Colab badge, and where Colab installs from, into every notebook of the clone; again: changes nothing."""
+    from .colab import stamp
+    from .reporting.runner import notebooks_folder
+
+    for path, changed in stamp(notebooks_folder(), repo, branch).items():
+        click.echo(f"{path.name}: {'stamped' if changed else 'as it was'}")
 
 
 @main.command()
 @click.option(
     "--profile", default="cpu", show_default=True,
-    help="smoke, cpu, t4, gpu24, gpu80 or paper (only smoke and cpu have files yet).",
+    help="smoke, cpu, t4, gpu24, gpu80 or paper; the GPU profiles differ in notebook 05 alone.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/<profile>].")
 @click.option("--only", multiple=True, help="Run only this notebook (05 or 05_train_qlora); may be given several times.")
@@ -129,7 +223,7 @@ def evaluate(**options: Any) -> None:
 
 @main.command()
 @click.option("--benchmark", required=True, help="Whose answers these are (math500, minerva, gsm8k …).")
-@click.option("--responses", required=True, type=click.Path(path_type=Path), help="JSONL: {id, response}, or with a gold.")
+@click.option("--responses", required=True, type=click.Path(path_type=Path), help="JSONL or Parquet: {id, response}, or with a gold.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where the right answers are [default: GCPO_DATA, or the Hub].")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL to write, a verdict per row.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one core each.")
@@ -154,6 +248,39 @@ def audit(out: Path | None) -> None:
     if out:
         for path in write_audit(out):
             click.echo(f"written: {path}")
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the raw numbers, or a run [default: figures/data].")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for pictures, tables and the manifest [default: figures].")
+@click.option("--only", multiple=True, help="Only this figure or table (alpha_sweep, table_1 …); may be given several times.")
+def figures(data: Path | None, out: Path | None, only: tuple[str, ...]) -> None:
+    """Draw every figure and table again from its raw numbers; writes manifest.json."""
+    from .reporting.manifest import redraw
+
+    redraw(data, out, only, click.echo)
+
+
+@main.command()
+@click.option("--run", "run", required=True, type=click.Path(path_type=Path), help="What reproduce, train or evaluate wrote.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the page [default: DIR/report].")
+def report(run: Path, out: Path | None) -> None:
+    """Make a web page of a run: what was claimed and measured, figures, notebooks, settings, failures. Works offline."""
+    from .reporting.report import build
+
+    click.echo(f"report: {build(run, out)}")
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file to write [default: the table is printed].")
+def collect(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Put the runs of a parameter sweep into one table (CSV), a row for each run and method; failed runs have one, too."""
+    from .reporting.collect import collect as read
+    from .reporting.collect import write_table
+
+    table = read(folders)
+    click.echo(write_table(table, out) if out else table.to_csv(index=False), nl=bool(out))
 
 
 @main.command()

@@ -19,9 +19,10 @@ import torch
 from scipy.stats import norm
 
 from .contexts import ContextBuilder
-from .data import Reward, prompt_ids
+from .data import prompt_ids
 from .errors import UserError
 from .evaluation.sampling import respond, rewards_of
+from .rewards import Reward
 from .scoring import Reader, policy_forward, score
 
 KINDS = ("algorithm", "theorem")

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,39 +22,46 @@ from typing import Any
 
 import yaml
 
-from . import provenance
+from . import processes, provenance
+from .checkpoints import held, prepare
 from .errors import UserError
-from .settings import Settings, arm_settings
+from .settings import Settings, arm_settings, shaping
 
 
-def run_experiment(settings: Settings, out: str | Path, force: bool = False) -> dict[str, Any]:
+def run_experiment(settings: Settings, out: str | Path, force: bool = False, resume: str = "auto") -> dict[str, Any]:
     """Train every arm, `workers` at a time, each in its own process; arms that are done are not trained again.
 
     Args:
         settings: what to train.
         out: folder for `results.json` and one folder per arm, with its log.
-        force: train finished arms again.
+        force: train finished arms again, and every arm from the beginning.
+        resume: "auto": an interrupted arm goes on from its newest checkpoint; "never": it starts from the beginning.
 
     Returns:
         What `collect` returns, also written to `out/results.json`.
 
     Raises:
-        UserError: a folder that cannot be written, an arm that failed (its message and its log's path).
+        UserError: a folder that cannot be written, an arm that failed (its message and its log's path), several processes.
     """
     started, out = time.time(), Path(out)
     config = out / "config.yaml"
+    if processes.count() > 1:
+        raise UserError(
+            f"train: {len(settings.methods) * len(settings.seeds)} arms in {processes.count()} processes; an experiment starts a "
+            "process for each arm itself. Name one arm with --method and --seed, or start without torchrun"
+        )
     arms = [(method, seed) for seed in settings.seeds for method in settings.methods]
     running = _Running()
     with _recorded(out, methods=settings.methods, seeds=settings.seeds), _writing(out):
         config.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
         with ThreadPoolExecutor(settings.workers) as pool:
             try:
-                jobs = [pool.submit(_run_in_process, settings, config, out, *arm, force, running) for arm in arms]
+                jobs = [pool.submit(_run_in_process, settings, config, out, *arm, force, resume, running) for arm in arms]
                 for job in as_completed(jobs):  # not in the order of the arms: the first failure ends the experiment
                     job.result()
             except BaseException:  # a failed arm or Ctrl-C: don't leave the others running behind the user's back
-                running.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
+                running.stop()
                 raise
         return collect(settings, out, started)
 
@@ -80,7 +88,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 class _Running:
-    """The arms' processes; `stop` ends them, and any that is added later."""
+    """The arms' processes; `stop` ends them after a checkpoint, and any that is added later."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -92,13 +100,20 @@ class _Running:
             process.terminate()
 
     def stop(self) -> None:
+        """Returns when none is left: whoever runs again at once must find their folders at rest. Ctrl-C stops the waiting."""
         self.stopped.set()
         for process in self.processes:
             process.terminate()
+        try:
+            for process in self.processes:
+                process.wait()
+        except KeyboardInterrupt:
+            for process in self.processes:
+                process.kill()
 
 
 def _run_in_process(
-    settings: Settings, config: Path, out: Path, method: str, seed: int, force: bool, running: _Running
+    settings: Settings, config: Path, out: Path, method: str, seed: int, force: bool, resume: str, running: _Running
 ) -> None:
     folder = arm_folder(out, method, seed)
     if not force and finished(folder, arm_settings(settings, method, seed)):
@@ -106,7 +121,7 @@ def _run_in_process(
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gcpo_repro.cli", "train", "--config", str(config), "--method", method]
-    command += ["--seed", str(seed), "--out", str(folder)] + (["--force"] if force else [])
+    command += ["--seed", str(seed), "--out", str(folder), "--resume", resume] + (["--force"] if force else [])
     environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
     print(f"{folder.name}: started", flush=True)
     began = time.time()
@@ -115,12 +130,27 @@ def _run_in_process(
         running.add(process)
         _wait(process, folder, began)
     if process.returncode:
-        text = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise UserError(f"{folder.name} failed: {text[-1].removeprefix('Error: ')} (log: {folder / 'log.txt'})")
+        reason = _reason(process.returncode, (folder / "log.txt").read_text(errors="replace"))
+        raise UserError(f"{folder.name} failed: {reason} (log: {folder / 'log.txt'})")
     final = json.loads((folder / "results.json").read_text())["evaluations"]
     print(
         f"{folder.name}: pass@1 {_percent(final[0])} -> {_percent(final[-1])} after {time.time() - began:.0f} s", flush=True
     )
+
+
+def _reason(code: int, log: str) -> str:
+    """Why an arm ended: the whole message after "Error: ", or of the exception below the last traceback."""
+    if code < 0:
+        hint = ", often for lack of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    lines = log.strip().splitlines() or ["no output"]
+    for start in range(len(lines) - 1, -1, -1):
+        if lines[start].startswith("Error: "):
+            return "\n".join(lines[start:]).removeprefix("Error: ")
+        if lines[start].startswith("Traceback (most recent call last)"):
+            message = next(k for k in range(start + 1, len(lines) + 1) if k == len(lines) or not lines[k].startswith(" "))
+            return "\n".join(lines[message:]) or lines[-1]
+    return lines[-1]
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, began: float, every: float = 30.0) -> None:
@@ -157,7 +187,7 @@ def arm_folder(out: str | Path, method: str, seed: int) -> Path:
 def fingerprint(settings: Settings) -> str:
     """A hash of the settings and of the code and policy that use them: an arm with the same one need not run again."""
     package = Path(__file__).parent
-    digest = hashlib.sha256(json.dumps(settings.as_dict(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(shaping(settings), sort_keys=True).encode())
     for path in sorted(p for p in package.rglob("*") if p.suffix in {".py", ".safetensors"}):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
@@ -177,24 +207,39 @@ def collect(settings: Settings, out: str | Path, started: float) -> dict[str, An
     for method in settings.methods:
         for seed in settings.seeds:
             result = json.loads((arm_folder(out, method, seed) / "results.json").read_text())
-            arms.append({key: result[key] for key in ("method", "seed", "evaluations", "steps", "wall_time_seconds")})
+            arm = {key: result[key] for key in ("method", "seed", "evaluations", "steps", "wall_time_seconds")}
+            arms.append({**arm, **{key: result[key] for key in ("data", "warnings") if key in result}})
     content = {**provenance.record(settings.as_dict(), list(settings.seeds), started), "kind": "experiment", "arms": arms}
     provenance.write_json(Path(out) / "results.json", content)
     return content
 
 
-def run_arm(settings: Settings, out: str | Path) -> dict[str, Any]:
+def run_arm(settings: Settings, out: str | Path, resume: str = "auto") -> dict[str, Any]:
     """Train one method with one seed in this process; write adapters, `progress.jsonl` and, last, `results.json` to `out`.
 
+    Args:
+        settings: one method and one seed.
+        out: the arm's folder. One that holds a result is trained again, from the beginning.
+        resume: "auto": an interrupted training goes on from its newest checkpoint; "never": from the beginning.
+
     Raises:
-        UserError: more than one method or seed, or whatever the model, the data or the reward function give cause for.
+        UserError: more than one method or seed, a checkpoint of other settings, a folder in which another process trains,
+            or whatever the model, the data or the reward function give cause for.
     """
     if len(settings.methods) != 1 or len(settings.seeds) != 1:
         raise UserError("run_arm trains one method with one seed; use run_experiment for several")
     training = importlib.import_module(".arm", __package__)  # torch and trl only where they are needed
     out = Path(out)
-    with _recorded(out, method=settings.methods[0], seed=settings.seeds[0]):
-        (out / "progress.jsonl").unlink(missing_ok=True)
-        result = training.train(settings, out)
-        provenance.write_json(out / "results.json", {**result, "fingerprint": fingerprint(settings)})
-        return result
+    if not processes.is_main():  # it trains along; the main process tells of it
+        return training.train(settings, out)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        with _writing(out):
+            checkpoint = prepare(out, shaping(settings), "never" if (out / "results.json").exists() else resume)
+        with _recorded(out, method=settings.methods[0], seed=settings.seeds[0]):
+            if checkpoint is None:
+                (out / "progress.jsonl").unlink(missing_ok=True)
+            result = training.train(settings, out)
+            provenance.write_json(out / "results.json", {**result, "fingerprint": fingerprint(settings)})
+            return result

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from .architecture import refuse_what_is_neither_folder_nor_id
 from .errors import UserError
 
 QUANTIZATIONS = ("nf4", "int8", "none")
@@ -47,6 +48,52 @@ def hardware_has_bf16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+@dataclass(frozen=True)
+class Precision:
+    """The number formats of a training, and why these: `weights` as they are stored, `compute` what layers work in."""
+
+    weights: torch.dtype
+    compute: torch.dtype
+    reason: str
+
+    def __str__(self) -> str:
+        kinds = [str(kind).removeprefix("torch.") for kind in (self.weights, self.compute)]
+        scaled = ", with loss scaling" if self.compute == torch.float16 else ""
+        return f"precision: {kinds[0]} weights, computed in {kinds[1]}{scaled}: {self.reason}"
+
+
+def choose_precision(dtype: str = "auto", device: torch.device | str = "cpu", adapters: bool = True) -> Precision:
+    """The formats of a training; adapters, and whatever else is trained, are float32 in each of them.
+
+    Args:
+        dtype: "float32", "bfloat16", "float16" for the layers' work, or "auto": bfloat16 where a CUDA device has units
+            for it, float16 on other CUDA devices (a T4 only emulates bfloat16), float32 elsewhere.
+        device: where the policy is.
+        adapters: whether adapters are trained. Then the frozen weights are stored in what layers work in; without them all
+            weights are trained, and stay in float32: at the paper's learning rate of 1e-6 a bfloat16 weight would not move.
+
+    Raises UserError: an unknown dtype, or float16 on a CPU, which has no loss scaling there.
+    """
+    kind = torch.device(device).type
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        if kind != "cuda":
+            compute, reason = torch.float32, f"what a {kind.upper()} computes fast and exactly"
+        elif hardware_has_bf16():
+            compute, reason = torch.bfloat16, "this CUDA device has units for it"
+        else:
+            compute, reason = torch.float16, "this CUDA device has none for bfloat16"
+    elif dtype not in known:
+        raise UserError(f"dtype: {dtype!r} is unknown, choose 'auto' or one of {', '.join(known)}")
+    else:
+        compute, reason = known[dtype], "as asked for"
+    if compute == torch.float16 and kind != "cuda":
+        raise UserError(f"dtype: 'float16' needs loss scaling, which works on CUDA alone, not on a {kind.upper()}; use 'auto'")
+    if not adapters and compute != torch.float32:
+        return Precision(torch.float32, compute, f"{reason}; all weights are trained, and small updates need float32")
+    return Precision(compute, compute, reason)
+
+
 def load_policy(
     model_name_or_path: str | Path,
     quantization: str = "nf4",
@@ -54,6 +101,7 @@ def load_policy(
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
+    local_only: bool = False,
 ) -> tuple[nn.Module, Any, LoraConfig | None]:
     """Load a causal language model and its tokenizer for training.
 
@@ -61,10 +109,11 @@ def load_policy(
         model_name_or_path: a Hub id or a local folder.
         quantization: "nf4" (4 bits, double quantisation), "int8", or "none".
         lora: adapters to train on top; None trains every weight, which only "none" allows.
-        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where a CUDA device has it, float16 on other CUDA
-            devices, float32 elsewhere. Quantised layers compute in it, the others are kept in it.
+        dtype: "float32", "bfloat16", "float16" or "auto", see `choose_precision`. Quantised layers compute in it, the
+            others are kept in it.
         device: "cpu", "cuda", "cuda:1" …, or "auto": CUDA if there is one, else the CPU.
         revision: Hub revision; None is the newest.
+        local_only: never ask the Hub: a local folder, or what is in its cache.
 
     Returns:
         model, tokenizer (pads on the left), and the adapters' configuration for the trainer's `peft_config`.
@@ -79,23 +128,25 @@ def load_policy(
             f"lora: None with quantization={quantization!r} leaves nothing to train (quantised weights are frozen); "
             "pass LoraSettings(), or quantization='none'"
         )
-    target = _device(device)
-    kind = _dtype(dtype, target)
+    target = choose_device(device, quantization)
+    precision = choose_precision(dtype, target, lora is not None)
     peft_config = lora.peft_config() if lora is not None else None
     source = str(model_name_or_path)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    refuse_what_is_neither_folder_nor_id(source)
+    options: dict[str, Any] = {"local_files_only": local_only, **({"revision": revision} if revision else {})}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=kind, quantization_config=_bitsandbytes(quantization, kind), device_map={"": target}, **options
-        )
+            source, dtype=precision.weights, quantization_config=_bitsandbytes(quantization, precision.compute),
+            device_map={"": target}, **options,
+        )  # fmt: skip
         config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:  # every kind: OSError, ValueError, SafetensorError, JSON and Hub errors …
         raise UserError(f"model: {source!r} could not be loaded ({_first_line(error)}); {_remedy(source)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     prepare_quantized(model, adapters=False)
-    print(_summary(model, config, peft_config, quantization, target), flush=True)
+    print(f"{_summary(model, config, peft_config, quantization, target)}\n{precision}", flush=True)
     return model, tokenizer, peft_config
 
 
@@ -131,29 +182,27 @@ def prepare_quantized(model: Any, adapters: bool = True) -> None:
         parameter.data = parameter.data.float()
 
 
-def _device(device: str) -> torch.device:
+def choose_device(device: str = "auto", quantization: str = "none") -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU, which also stands in for MPS: bitsandbytes
+    does not train there. Says so. Raises UserError: no device, or CUDA where there is none."""
     if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
         if torch.backends.mps.is_available():
-            print("device: MPS is there, but bitsandbytes does not train on it; using the CPU", flush=True)
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            print("device: MPS is there, but untested with this package; using the CPU (device='mps' tries it)", flush=True)
+        return torch.device("cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device: {device!r} is not a device; use 'auto', 'cpu' or 'cuda'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: {device!r} asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device: {device!r} asked for, but torch sees no MPS device; use 'auto' or 'cpu'")
+    if chosen.type == "mps" and quantization != "none":
+        print(f"device: bitsandbytes does not train {quantization} weights on MPS; using the CPU", flush=True)
+        return torch.device("cpu")
     return chosen
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if hardware_has_bf16() else torch.float16
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
-        raise UserError(f"dtype: {dtype!r} is unknown, choose 'auto' or one of {', '.join(known)}")
-    return known[dtype]
 
 
 def _bitsandbytes(quantization: str, compute: torch.dtype) -> BitsAndBytesConfig | None:

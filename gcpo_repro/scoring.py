@@ -325,3 +325,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def has_dropout(model: Any) -> bool:
+    """Whether a pass in training mode differs from one in evaluation mode."""
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or getattr(model.config.get_text_config(), "attention_dropout", 0) > 0

@@ -9,9 +9,17 @@ from typing import Any
 
 import yaml
 
+from . import vllm_options
 from .errors import UserError
 
-METHODS = ("grpo", "gcpo")
+METHODS = ("grpo", "gcpo", "dr_grpo", "gvpo")
+PUBLISHED_ONLY = ("rest_mcts",)  # compared in the paper, without a training of ours
+NOT_SHAPING = (  # a resumed training is the same to the bit, whoever watches it
+    "workers", "save_every", "report_to", "completions_every", "on_divergence", "on_collapse", "max_kl", "equal_reward_steps",
+    "max_empty",
+)  # fmt: skip
+REPORTERS = ("tensorboard", "trackio", "wandb")
+ACTIONS = ("stop", "warn", "off")
 NOTEBOOK_ONLY = ("out_dir", "run_dir", "check_claims")
 
 
@@ -33,13 +41,17 @@ class Settings:
     data: str = "toy"  # "toy", a local file or a Hub id
     data_split: str = "train"
     data_config: str = ""
+    data_revision: str = ""  # of a Hub data set; "" is the newest, whose commit is in results.json
+    check_overlap: tuple[str, ...] = ()  # benchmarks whose problems are not trained on; "all" is each of them
     eval_data: str = ""  # "" takes questions of `data` that are not trained on
     eval_split: str = "test"
     prompt_column: str = "prompt"
     answer_column: str = "answer"
-    prompt_template: str = "{prompt}"
+    prompt_template: str = "{prompt}"  # or a name: boxed, answer_tags
     system_prompt: str = ""
-    reward: str = "exact"
+    reward: tuple[str, ...] = ("exact",)  # exact, format, length, module:function
+    reward_weights: tuple[float, ...] = (1.0,)  # one for each reward; the default is 1 for all
+    length_margin: int = 0  # tokens in which the length penalty grows; 0: a fifth of max_completion_length (DAPO)
     estimator: str = "state"
     phi: str = "algorithm"
     control: str = "none"
@@ -51,7 +63,8 @@ class Settings:
     candidate_order: str = "sampled"
     alpha: float = 2.0  # paper, §experiments: best of its grid
     kappa: float = 0.06  # paper: best of its grid
-    beta: float = 0.04  # not in the paper; the value of GRPO's first publication
+    beta: float = 0.04  # of grpo and gcpo; not in the paper, the value of GRPO's first publication
+    gvpo_beta: float = 0.1  # GVPO's own β: its authors' runs
     group_size: int = 4
     num_integrated: int = 0  # L; 0: the group size, as in the paper
     num_rollouts: int = 0  # M; 0: the group size, as in the paper
@@ -62,6 +75,7 @@ class Settings:
     device_batch_size: int = 64  # answers per forward pass; the rest is accumulated
     learning_rate: float = 1.0e-3
     weight_decay: float = 0.01  # paper
+    num_iterations: int = 1  # optimiser steps with the same answers; GRPO's μ, above 1 the clip acts
     temperature: float = 1.0
     max_completion_length: int = 24
     gradient_checkpointing: bool = False
@@ -70,6 +84,21 @@ class Settings:
     eval_samples: int = 4
     eval_every: int = 20  # optimiser steps; 0: only before and after
     eval_seed: int = 20260
+    eval_batch_size: int = 256  # answers written at a time in an evaluation: its memory
+    save_every: int = 10  # optimiser steps between checkpoints; 0: only at a signal and at the end
+    report_to: tuple[str, ...] = ("tensorboard",)  # also trackio, wandb; [] for none
+    completions_every: int = 10  # optimiser steps between tables of completions; 0: none
+    on_divergence: str = "stop"  # loss or gradient not finite, KL above max_kl: stop, warn or off
+    on_collapse: str = "warn"  # rewards all equal for long, empty or cut-off answers: stop, warn or off
+    max_kl: float = 10.0  # nats per token, to the reference and to π'_ref; 0: no bound
+    equal_reward_steps: int = 20  # steps in a row in which every group's rewards are equal
+    max_empty: float = 0.5  # share of empty completions
+    use_vllm: bool = False  # vLLM generates the answers (untested); CUDA, and quantization "none"
+    vllm_mode: str = "colocate"  # in the training's own process, or "server": `vllm serve` elsewhere
+    vllm_server_base_url: str = ""  # of the server, such as http://localhost:8000
+    vllm_gpu_memory_utilization: float = 0.3  # share of the device that a colocated vLLM takes; TRL's default
+    vllm_tensor_parallel_size: int = 1  # devices that a colocated vLLM spreads over
+    vllm_max_model_length: int = 0  # tokens of its longest context; 0: the model's window
     workers: int = 2  # arms trained at the same time, each with `threads` threads
     threads: int = 1
 
@@ -77,6 +106,11 @@ class Settings:
         for item in fields(self):
             object.__setattr__(self, item.name, _coerced(item.name, getattr(self, item.name), item.default))
         for method in self.methods:
+            if method in PUBLISHED_ONLY:
+                raise UserError(
+                    f"methods: {method!r} cannot be trained here, only its published numbers are known (`gcpo-repro audit`); "
+                    f"choose from {', '.join(METHODS)}"
+                )
             if method not in METHODS:
                 raise UserError(f"methods: {method!r} is unknown, choose from {', '.join(METHODS)}")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
@@ -87,12 +121,19 @@ class Settings:
         lowest = {"group_size": 2, "lora_rank": 0, "num_integrated": 0, "num_rollouts": 0, "context_max_tokens": 0}
         lowest |= {"integrated_max_tokens": 0, "eval_every": 0, "eval_seed": 0}
         lowest |= {"train_questions": 0}  # all there are
+        lowest |= {"length_margin": 0, "completions_every": 0}
+        lowest |= {"save_every": 0}
+        lowest |= {"vllm_max_model_length": 0}
         for item in fields(self):
             value, least = getattr(self, item.name), lowest.get(item.name, 1)
             if type(value) is int and value < least:
                 raise UserError(f"{item.name}: {value} must be at least {least}")
             if type(value) is float and not 0 <= value < float("inf"):
                 raise UserError(f"{item.name}: {value} must be finite and not negative")
+        if len(self.reward_weights) == 1:
+            object.__setattr__(self, "reward_weights", self.reward_weights * len(self.reward))
+        _check_watching(self)
+        vllm_options.check(self, {item.name: item.default for item in fields(self)})
         if self.temperature == 0:
             raise UserError("temperature: 0 leaves nothing to sample, give a positive one (1 is the default)")
         if self.batch_size % self.device_batch_size or self.batch_size % self.group_size:
@@ -106,12 +147,28 @@ class Settings:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+def _check_watching(settings: Settings) -> None:
+    """The rewards' weights, and what watches over the training."""
+    names, weights = settings.reward, settings.reward_weights
+    if not names or len(set(names)) < len(names) or len(weights) != len(names):
+        raise UserError(
+            f"reward_weights: {list(weights)} must be one number for each of reward = {list(names)}, which names none twice"
+        )
+    if not all(-float("inf") < weight < float("inf") for weight in weights) or not any(weights):
+        raise UserError(f"reward_weights: {list(weights)} must be finite, and not all 0")
+    if unknown := sorted(set(settings.report_to) - set(REPORTERS)):
+        raise UserError(f"report_to: {', '.join(unknown)} unknown, choose from {', '.join(REPORTERS)}")
+    for name in ("on_divergence", "on_collapse"):
+        if getattr(settings, name) not in ACTIONS:
+            raise UserError(f"{name}: {getattr(settings, name)!r} is unknown, choose from {', '.join(ACTIONS)}")
+
+
 def _coerced(name: str, value: Any, default: Any) -> Any:
     """The value in the default's type. YAML 1.1 reads 1e-6 as a string, so a string that is a number will do."""
     try:
         if isinstance(default, tuple):
             items = value if isinstance(value, (list, tuple)) else [value]
-            return tuple(_coerced(name, item, default[0]) for item in items)
+            return tuple(_coerced(name, item, default[0] if default else "") for item in items)
         if isinstance(default, bool) or isinstance(value, bool):
             if isinstance(default, bool) and isinstance(value, bool):
                 return value
@@ -124,7 +181,7 @@ def _coerced(name: str, value: Any, default: Any) -> Any:
             return value
         raise ValueError
     except (TypeError, ValueError, OverflowError):
-        kind = "list of " + type(default[0]).__name__ if isinstance(default, tuple) else type(default).__name__
+        kind = "list of " + type(default[0] if default else "").__name__ if isinstance(default, tuple) else type(default).__name__
         raise UserError(f"{name}: {value!r} is not a {kind}") from None
 
 
@@ -164,6 +221,11 @@ def make_settings(values: dict[str, Any]) -> Settings:
     if unknown:
         raise UserError(f"config: unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
     return Settings(**values)
+
+
+def shaping(settings: Settings) -> dict[str, Any]:
+    """The settings that shape a result; a training may be gone on with where these are the same."""
+    return {name: value for name, value in settings.as_dict().items() if name not in NOT_SHAPING}
 
 
 def arm_settings(settings: Settings, method: str, seed: int) -> Settings:

@@ -1,6 +1,6 @@
 """GCPO on top of TRL's GRPO. Five methods of `trl.GRPOTrainer` are extended, none is copied:
 
-* `_calculate_rewards`: keeps the candidates' token ids; turns a faulty reward function into one clear message.
+* `_calculate_rewards`: keeps the candidates' token ids.
 * `_generate_single_turn`: takes the features z_i of the candidates from the keys and values that sampling leaves behind.
 * `_generate_and_score_completions`: steps 2-4 of the paper, while the group is still whole (TRL shuffles afterwards):
   integrated outputs, collider contexts, features; Υ is folded into the advantages, log π(y_i | x_{i,l}) is stored.
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import ProcessorMixin
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from .caches import has_standard_cache
+from .checked import CheckedGRPOTrainer, refuse_unsupported
 from .config import GCPOConfig
 from .contexts import ContextBuilder
 from .errors import UserError
@@ -33,35 +33,9 @@ from .generation import generate_behind_prefixes
 from .loss import k3, projected_reference, projected_target, upsilon
 from .metrics import upsilon_metrics
 from .qlora import prepare_quantized
-from .scoring import Ids, Reader, StateCapture, Trunks, attention_mask, eval_mode, padded, score, score_colliders
+from .scoring import Ids, Reader, StateCapture, Trunks, attention_mask, eval_mode, has_dropout, padded, score, score_colliders
 
-__all__ = ["CheckedGRPOTrainer", "GCPOConfig", "GCPOTrainer"]
-
-
-class CheckedGRPOTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` whose reward functions must return usable numbers: else one message (UserError), before any step.
-
-    `last_group` is the last batch that was generated for training: local "prompts", "completions", "ids" and "y_n" (L lists of
-    ids for each), and for the rows of all processes "rewards" (one column a function) and "upsilon"; "y_n" and "upsilon" only
-    where there are any.
-    """
-
-    last_group: dict[str, Any] = {}
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        names = ", ".join(self.reward_func_names)
-        try:
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        except Exception as error:
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"reward_funcs: {names} failed with {cause}; return one number per completion, None where an answer cannot be "
-                "scored"
-            ) from error
-        _refuse_unusable(rewards, self.reward_func_names)
-        if self.model.training:
-            self.last_group = dict(prompts=prompts, completions=completions, ids=completion_ids_list, rewards=rewards)
-        return rewards
+__all__ = ["GCPOConfig", "GCPOTrainer"]
 
 
 class GCPOTrainer(CheckedGRPOTrainer):
@@ -86,7 +60,7 @@ class GCPOTrainer(CheckedGRPOTrainer):
             args = GCPOConfig(f"{model if isinstance(model, str) else 'model'}-GCPO".split("/")[-1])
         if not isinstance(args, GCPOConfig):
             raise UserError(f"args: got a {type(args).__name__}, pass a GCPOConfig (it takes every GRPOConfig option)")
-        _refuse_unsupported(train_dataset, processing_class, kwargs)
+        refuse_unsupported(train_dataset, processing_class, kwargs)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         prepare_quantized(self.model)
         self._contexts = ContextBuilder(
@@ -100,7 +74,7 @@ class GCPOTrainer(CheckedGRPOTrainer):
         self._live_logps: Tensor | None = None
         self._extra_tokens = 0
         self._cache_is_standard = has_standard_cache(self.model)
-        self._drops_out = _has_dropout(self.model)
+        self._drops_out = has_dropout(self.model)
         self._reader = Reader(
             self._forward, self._tokenizer.pad_token_id, args.scoring_tokens, self.accelerator.device, args.feature_token,
             tuple(self.eos_token_ids), self._global_max,
@@ -208,13 +182,13 @@ class GCPOTrainer(CheckedGRPOTrainer):
         groups = [everything[row // n * n : row // n * n + n] for row in rows]  # a group may be split across processes
         orders = [self._order(row // n) for row in rows]
         places = [row % n for row in rows]
-        shared = zip(prompts, groups, orders, strict=True)
-        whole = [self._contexts.integration(prompt, [group[j] for j in order]) for prompt, group, order in shared]
         trunk_of = [row // n - rows[0] // n for row in rows]
+        firsts = [trunk_of.index(k) for k in range(trunk_of[-1] + 1)]  # a row of each local group
+        whole = [self._contexts.integration(prompts[k], [groups[k][j] for j in orders[k]]) for k in firsts]
         trunks = None
         if self._cache_is_standard and self.args.scoring == "prefix":
-            firsts = [trunk_of.index(k) for k in range(trunk_of[-1] + 1)]
-            trunks = Trunks(self._reader, self.model, [whole[k] for k in firsts])
+            trunks = Trunks(self._reader, self.model, whole)
+        whole = [whole[k] for k in trunk_of]
         if self.args.phi == "algorithm":
             written = self._one_each(whole, [place < L for place in places], trunks, trunk_of)
             y_n = [written[row // n * n : row // n * n + L] for row in self._foreign(rows, len(written))]
@@ -358,7 +332,9 @@ class GCPOTrainer(CheckedGRPOTrainer):
     def _plain_generate(self, contexts: list[Ids], limit: int) -> list[Ids]:
         return [ids[:limit] for ids in super()._generate_single_turn(contexts, None, {}, 1)[0]]
 
-    def _generate_behind_prefixes(self, contexts: list[Ids], limit: int, *trunks: Any, states: bool = False):
+    def _generate_behind_prefixes(
+        self, contexts: list[Ids], limit: int, trunks: Trunks | None = None, trunk_of: Sequence[int] = (), states: bool = False
+    ):
         args = self.args
         with (
             unwrap_model_for_generation(
@@ -369,7 +345,7 @@ class GCPOTrainer(CheckedGRPOTrainer):
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):  # fmt: skip
             return generate_behind_prefixes(
-                self._reader, model, contexts, limit, self.generation_config, *trunks, states=states
+                self._reader, model, contexts, limit, self.generation_config, trunks, trunk_of, states
             )
 
     def _forward(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any, width: int) -> tuple[Tensor, Tensor]:
@@ -403,8 +379,9 @@ class GCPOTrainer(CheckedGRPOTrainer):
         logps_q = inputs.get("query_logps", inputs.get("old_per_token_logps", logps)).detach()
         logps_q = logps_q.masked_fill(~mask, 0.0)
         log_ref, low, high = projected_reference(inputs["collider_logps"], logps_q, mask, self.args.eq13_reduction)  # Eq. 13
-        shares = self.accelerator.gather(torch.stack([low, high])).view(-1, 2).mean(0)
-        self._log_gcpo({"clamped_low": shares[0].item(), "clamped_high": shares[1].item()})
+        counts = self.accelerator.reduce(torch.stack([low, high, torch.ones_like(low)]) * mask.sum(), "sum")
+        low, high = counts[:2] / counts[2].clamp(min=1)  # of the tokens of all processes
+        self._log_gcpo({"clamped_low": low.item(), "clamped_high": high.item()})
         if "collider_ids" in inputs:  # Eq. 12 as printed: π_θ(y_i | x_i)
             ids = torch.cat([inputs["collider_ids"], inputs["completion_ids"]], 1)
             seen = torch.cat([inputs["collider_mask"], inputs["completion_mask"]], 1)
@@ -418,35 +395,3 @@ class GCPOTrainer(CheckedGRPOTrainer):
     def _log_gcpo(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._metrics["train"][f"gcpo/{name}"].append(value)
-
-
-def _has_dropout(model: Any) -> bool:
-    """Whether a pass in training mode differs from one in evaluation mode."""
-    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    return layers or getattr(model.config.get_text_config(), "attention_dropout", 0) > 0
-
-
-def _refuse_unsupported(train_dataset: Any, processing_class: Any, kwargs: dict[str, Any]) -> None:
-    for name in ("tools", "rollout_func", "environment_factory"):
-        if kwargs.get(name):
-            raise UserError(f"{name}: GCPO re-reads whole answers as text and does not support it; leave it out")
-    if isinstance(processing_class, ProcessorMixin):
-        raise UserError(
-            f"processing_class: {type(processing_class).__name__} handles images, GCPO is text-only; pass a tokenizer"
-        )
-    columns = set(getattr(train_dataset, "column_names", None) or [])
-    if columns & {"image", "images"}:
-        raise UserError(f"train_dataset: column {sorted(columns & {'image', 'images'})[0]!r} found; GCPO is text-only")
-    if columns and "prompt" not in columns:
-        raise UserError(f"train_dataset: no column 'prompt' among {sorted(columns)}; rename the question's column")
-
-
-def _refuse_unusable(rewards: Tensor, names: list[str]) -> None:
-    for k, name in enumerate(names):
-        if rewards[:, k].isinf().any():
-            raise UserError(f"reward_funcs: {name} returned an infinite reward; return finite numbers, or None")
-    if rewards.isnan().all():
-        raise UserError(
-            f"reward_funcs: {', '.join(names)} scored none of {len(rewards)} answers (all None or NaN); "
-            "check the data set's answer column"
-        )

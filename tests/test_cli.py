@@ -168,7 +168,7 @@ def test_ctrl_c_exits_with_130(config, monkeypatch, arguments, function):
     monkeypatch.setattr(experiment, function, raising(KeyboardInterrupt()))
     result = call("train", "--config", config, *arguments)
     assert result.exit_code == 130
-    assert "Interrupted. What was finished is kept; the same command starts the rest again." in result.stderr
+    assert "Interrupted. What was finished is kept; the same command goes on with the rest." in result.stderr
 
 
 def test_train_chooses_arms_and_folder(config, monkeypatch):
@@ -181,10 +181,10 @@ def test_train_chooses_arms_and_folder(config, monkeypatch):
     call("train", "--config", config, "--method", "gcpo", "--seed", "7")
     call("train", "--config", config, "--seed", "7", "--seed", "8")
     assert [(kind, chosen.methods, chosen.seeds, str(out), *rest) for kind, chosen, out, *rest in calls] == [
-        ("all", ("grpo", "gcpo"), (0, 1), "runs/run", False),
-        ("all", ("grpo",), (0, 1), "x", True),
-        ("one", ("gcpo",), (7,), "runs/run"),
-        ("all", ("grpo", "gcpo"), (7, 8), "runs/run", False),
+        ("all", ("grpo", "gcpo"), (0, 1), "runs/run", False, "auto"),
+        ("all", ("grpo",), (0, 1), "x", True, "never"),
+        ("one", ("gcpo",), (7,), "runs/run", "auto"),
+        ("all", ("grpo", "gcpo"), (7, 8), "runs/run", False, "auto"),
     ]
     assert calls[3][1] == select(settings, None, (7, 8))
 
@@ -231,7 +231,8 @@ def run(tmp_path_factory):
 def test_training_says_what_it_does(run):
     printed, out, _ = run
     lines = printed.splitlines()
-    assert re.match(r"policy: [\d,]+ trainable of [\d,]+ parameters \(.*%\), nf4, float32 on cpu; memory: ", lines[0])
+    assert lines[0] == f"starts from the beginning: no checkpoint in {out}"
+    assert re.match(r"policy: [\d,]+ trainable of [\d,]+ parameters \(.*%\), nf4, float32 on cpu; memory: ", lines[1])
     for start in ("step 0: pass_at_1 ", "step 1: reward ", "step 1: pass_at_1 ", "step 2: reward ", "step 2: pass_at_1 "):
         assert sum(line.startswith(start) for line in lines) == 1, start
     assert lines[-1] == f"results: {out / 'results.json'}"
@@ -296,7 +297,7 @@ def test_evaluated_questions_are_held_out(run):
 def test_a_second_call_knows_and_force_trains_again(run, monkeypatch):
     _, out, config = run
     trained = []
-    monkeypatch.setattr(experiment, "run_arm", lambda settings, folder: trained.append(settings.seeds))
+    monkeypatch.setattr(experiment, "run_arm", lambda settings, *_: trained.append(settings.seeds))
     arguments = ("train", "--config", config, "--method", "gcpo", "--seed", "5", "--out", out)
     result = call(*arguments)
     assert result.exit_code == 0 and trained == []

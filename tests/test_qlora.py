@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, Qwen2ForCausalLM
 
-from gcpo_repro import GCPOTrainer, LoraSettings, UserError, load_policy
-from gcpo_repro.qlora import prepare_quantized
+from gcpo_repro import GCPOTrainer, LoraSettings, UserError, arm, load_policy, qlora
+from gcpo_repro.qlora import choose_device, choose_precision, prepare_quantized
 from tests.test_trainer import make
 
 
@@ -56,8 +56,9 @@ def test_cuda_asked_for_where_there_is_none(tiny_folder):
 
 
 def test_missing_and_corrupt_models(tiny_folder, tmp_path):
-    with pytest.raises(UserError, match="no such folder: check the path"):
-        load_policy(tmp_path / "nowhere")
+    for path in (tmp_path / "nowhere", "runs/x/policy", "./policy", "~/policy"):  # before the Hub explains its ids' grammar
+        with pytest.raises(UserError, match="^model: '.*': no such folder: check the path"):
+            load_policy(path)
     with pytest.raises(UserError, match="check the name, the network"):
         load_policy("nobody/no-such-model")
     (tmp_path / "empty").mkdir()
@@ -152,3 +153,101 @@ def test_revision_and_config_reach_the_loader(tiny_folder):
     config = json.loads((tiny_folder / "config.json").read_text())
     model, _, _ = load_policy(str(tiny_folder), "none", dtype="bfloat16")
     assert model.dtype == torch.bfloat16 and model.config.hidden_size == config["hidden_size"]
+
+
+# Number formats
+
+
+def on(monkeypatch, kind):
+    """As if on a T4, an A100, an Apple machine or a CPU."""
+    cuda = kind in ("t4", "a100")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    # A T4 says yes where emulation counts: the question must exclude it.
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: kind == "a100" or including_emulation)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: kind == "mps")
+    assert qlora.hardware_has_bf16() == (kind == "a100")
+
+
+@pytest.mark.parametrize(
+    "kind, adapters, weights, compute, reason",
+    [
+        ("cpu", True, torch.float32, torch.float32, "CPU"),
+        ("a100", True, torch.bfloat16, torch.bfloat16, "has units for it"),
+        ("t4", True, torch.float16, torch.float16, "has none for bfloat16"),
+        ("a100", False, torch.float32, torch.bfloat16, "small updates need float32"),
+        ("t4", False, torch.float32, torch.float16, "small updates need float32"),
+        ("mps", True, torch.float32, torch.float32, "CPU"),
+    ],
+)
+def test_precision_follows_the_hardware_and_says_why(monkeypatch, kind, adapters, weights, compute, reason):
+    on(monkeypatch, kind)
+    found = choose_precision("auto", choose_device("auto"), adapters)
+    assert (found.weights, found.compute) == (weights, compute) and reason in found.reason
+    assert ("with loss scaling" in str(found)) == (compute == torch.float16)
+    names = [str(dtype).removeprefix("torch.") for dtype in (weights, compute)]
+    assert str(found).startswith(f"precision: {names[0]} weights, computed in {names[1]}")
+
+
+def test_precision_as_asked_for(monkeypatch):
+    assert choose_precision("bfloat16", "cpu").weights == torch.bfloat16
+    with pytest.raises(UserError, match="'float16' needs loss scaling, which works on CUDA alone, not on a CPU"):
+        choose_precision("float16", "cpu")
+    on(monkeypatch, "t4")
+    assert choose_precision("float32", "cuda").compute == torch.float32
+
+
+def test_mps_degrades_with_a_message(monkeypatch, capsys):
+    on(monkeypatch, "mps")
+    assert choose_device("auto").type == "cpu" and "MPS is there, but untested" in capsys.readouterr().out
+    assert choose_device("mps", "nf4").type == "cpu" and "does not train nf4 weights on MPS" in capsys.readouterr().out
+    assert choose_device("mps", "none").type == "mps" and capsys.readouterr().out == ""
+    on(monkeypatch, "cpu")
+    with pytest.raises(UserError, match="torch sees no MPS device"):
+        choose_device("mps")
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quantised_layers_and_the_others_have_one_format(tiny_folder, quantization, dtype, capsys):
+    model, _, peft_config = load_policy(tiny_folder, quantization, LoraSettings(r=4), str(dtype).removeprefix("torch."))
+    assert "precision: " in capsys.readouterr().out
+    adapted = get_peft_model(model, peft_config)
+    prepare_quantized(adapted)
+    frozen = {p.dtype for p in adapted.parameters() if not p.requires_grad}
+    assert frozen - {torch.uint8} == {dtype}
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+    layers = [m for m in adapted.modules() if hasattr(m, "compute_dtype")]
+    assert {layer.compute_dtype for layer in layers} == ({dtype} if quantization == "nf4" else set())
+
+
+@pytest.mark.parametrize("kind, expected", [("t4", (False, True)), ("a100", (True, False)), ("cpu", (False, False))])
+@pytest.mark.parametrize("rank", [0, 16])
+def test_the_trainer_scales_losses_where_it_computes_in_float16(monkeypatch, tmp_path, kind, expected, rank):
+    from types import SimpleNamespace
+
+    from gcpo_repro.settings import arm_settings, make_settings
+
+    on(monkeypatch, kind)
+    asked = {}
+    monkeypatch.setattr(arm, "GCPOConfig", lambda **options: asked.update(options))
+    settings = arm_settings(make_settings({"lora_rank": rank, "quantization": "none"}), "gcpo", 0)
+    device = torch.device("cpu" if kind == "cpu" else "cuda")
+    arm.trainer_config(settings, tmp_path, SimpleNamespace(device=device, dtype=torch.float32))
+    assert (asked["bf16"], asked["fp16"]) == expected and asked["use_cpu"] == (kind == "cpu")
+
+
+def test_known_noise_is_silenced_and_nothing_else(tiny_folder):
+    """In a process of its own: the messages come at the first import."""
+    import subprocess
+    import sys
+
+    code = (
+        "import logging, warnings; from click.testing import CliRunner; from gcpo_repro import cli; "
+        "CliRunner().invoke(cli.main, ['runs', '/nowhere']); log = logging.getLogger('bitsandbytes.backends.cpu.ops'); "
+        "log.warning('Failed to load CPU gemm_4bit_forward from x'); log.warning('kept line'); "
+        "warnings.warn('`gradient_checkpointing` is deprecated', FutureWarning); warnings.warn('kept warning', FutureWarning)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "kept line" in done.stderr and "kept warning" in done.stderr
+    assert "gemm_4bit" not in done.stderr and "gradient_checkpointing" not in done.stderr

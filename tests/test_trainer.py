@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from gcpo_repro import GCPOConfig, GCPOTrainer, UserError
+from gcpo_repro.checked import CheckedGRPOTrainer
 from gcpo_repro.loss import gcpo_loss, projected_reference
 from gcpo_repro.metrics import upsilon_metrics, within_group_correlation
-from gcpo_repro.trainer import CheckedGRPOTrainer
 
 PROMPTS = [f"{a}+{b}=?" for a in (1, 22, 333) for b in (4, 5)]
 

@@ -6,12 +6,10 @@ Texts of AIME and AMC problems belong to the MAA, Minerva's to MIT OpenCourseWar
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from typing import Any
 from .. import toy
 from ..errors import UserError
 from .prompts import BARE, CODE, CODE_5_SHOT, MATH, Prompt
+from .rows import Located, read_rows
 
-Located = tuple[str, dict[str, Any]]  # where a row stands, for messages, and the row
 SUFFIXES = (".jsonl", ".parquet")
 TOY_SIZE, TOY_SEED = 512, 1  # the questions of toy.policy_scores
 ALIASES = {"minerva": "minervamath"}
@@ -140,7 +138,7 @@ def load_with_source(name: str, data: str | Path | None = None) -> tuple[list[di
 
     Raises:
         UserError: not reachable (with the command that fetches it), broken, torn, a missing column or gold answer, a duplicate
-            id, another number of problems than the benchmark has; with file and line.
+            id or text of a problem, another number of problems than the benchmark has; with file and line.
     """
     benchmark = find(name)
     data = data or os.environ.get("GCPO_DATA") or None
@@ -151,7 +149,7 @@ def load_with_source(name: str, data: str | Path | None = None) -> tuple[list[di
         source = {"generated": "toy.questions", "split": benchmark.split, "seed": TOY_SEED}
     elif data:
         path = _local_file(benchmark, Path(data).expanduser())
-        table = list(_read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path))
+        table = list(read_rows(path, "data"))
         source = {"path": str(path.absolute())}
     else:
         table, revision = _read_hub(benchmark)
@@ -178,37 +176,6 @@ def _local_file(benchmark: Benchmark, path: Path) -> Path:
     if path.stem in others:
         raise UserError(f"data: {str(path)!r} is named for {others[path.stem]}, not {benchmark.title}; give its folder")
     return path
-
-
-def _read_jsonl(path: Path) -> Iterator[Located]:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"data: {where} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"data: {where} is broken JSON ({error}); mend it, or fetch the file again") from None
-        if not isinstance(row, dict):
-            raise UserError(f"data: {where} holds a {type(row).__name__}; every line must be an object with named columns")
-        yield where, row
-
-
-def _read_parquet(path: Path) -> Iterator[Located]:
-    pq: Any = importlib.import_module("pyarrow.parquet")
-    where, number = f"{path}", 0
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        for group in range(file.num_row_groups):
-            where = f"{path}, row group {group + 1} of {file.num_row_groups} (from row {number + 1})"
-            for row in file.read_row_group(group).to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
-    except Exception as error:  # pyarrow has many kinds
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"data: {where} is torn or no Parquet ({cause}); fetch the file again") from error
 
 
 def _read_hub(benchmark: Benchmark) -> tuple[list[Located], str]:
@@ -239,6 +206,7 @@ def resolved_revision(table: Any) -> str:
 def _checked(benchmark: Benchmark, table: list[Located], origin: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
+    asked: dict[str, str] = {}
     for number, (where, raw) in enumerate(table):
         row = {**raw, "id": f"{benchmark.name}-{number:04d}"}
         for field in ("id", "problem", "answer", *sorted(set(benchmark.columns) - {"id", "problem", "answer"})):
@@ -252,7 +220,10 @@ def _checked(benchmark: Benchmark, table: list[Located], origin: str) -> list[di
         row["answer"] = _gold(benchmark, row["answer"], where)
         if row["id"] in seen:
             raise UserError(f"data: {where} repeats the id {row['id']!r} of {seen[row['id']]}; ids must be unique")
-        seen[row["id"]] = where
+        text = " ".join(row["problem"].split())
+        if text in asked:
+            raise UserError(f"data: {where} repeats the problem of {asked[text]} under another id; every problem counts once")
+        seen[row["id"]] = asked[text] = where
         rows.append(row)
     others = [b for b in REGISTRY.values() if b.file and b.file != benchmark.file]
     if foreign := [b for b in others if rows and rows[0]["id"].startswith(f"{b.file}-")]:

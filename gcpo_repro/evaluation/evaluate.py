@@ -27,10 +27,10 @@ from . import stats
 from .benchmarks import Benchmark, find, load_with_source
 from .code_execution import extract_code, require_permission, run_many
 from .grading_pool import Pool
-from .grading_text import normalise
 from .prompts import render
 from .responses import Responses
-from .writers import WRITERS, Writer, identify, load_tokenizer
+from .votes import votes
+from .writers import WRITERS, Writer, identify, load_tokenizer, require_backend
 
 PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -104,6 +104,8 @@ def evaluate_model(
     chosen = _choose(benchmarks, limit)
     if any(b.kind == "code" for b in chosen):
         require_permission(allow_code_execution)
+    if not (out / "responses.jsonl").exists():  # else everything may have been drawn already
+        require_backend(backend)
     loaded = [load_with_source(b.name, data) for b in chosen]
     answering = identify(model, adapter)
     tokenizer = load_tokenizer(answering)
@@ -283,7 +285,7 @@ GRADERS = {"toy": _grade_toy, "math": _grade_math, "code": _grade_code}
 
 
 def measure(a: Asked, verdicts: list[dict[str, Any]], store: Responses, samples: int) -> dict[str, Any]:
-    """The numbers of one benchmark, with 95% intervals.
+    """The numbers of one benchmark, with 95% intervals (Wilson's kind, see `stats.pass_at_1`).
 
     Returns:
         pass_at_1 (avg@K; problems resampled), pass_at_1_same_problems (sampling noise only; 2 samples or more), pass_at_k
@@ -300,14 +302,14 @@ def measure(a: Asked, verdicts: list[dict[str, Any]], store: Responses, samples:
         }
         for row, found, lines in zip(a.rows, by_problem, kept, strict=True)
     ]  # fmt: skip
-    correct, answers, math_like = [p["correct"] for p in problems], size * samples, a.benchmark.kind == "math"
+    correct, answers = [p["correct"] for p in problems], size * samples
     ks = sorted({k for k in (2**j for j in range(samples.bit_length())) if k <= samples} | {samples})
     result = {
         "benchmark": name, "title": a.benchmark.title, "source": a.source, "licence": a.benchmark.licence,
         "prompt": a.prompt_text, "max_tokens": a.max_tokens, "problems_asked": size, "samples": samples,
         "pass_at_1": _interval(stats.pass_at_1(correct, samples, method="wilson")),
-        "pass_at_k": {str(k): _interval(stats.pass_at_k(correct, samples, k)) for k in ks},
-        "maj_at_k": {} if a.benchmark.kind == "code" else _majorities(by_problem, ks, normalise if math_like else str),
+        "pass_at_k": {str(k): _interval(stats.pass_at_k(correct, samples, k, method="wilson")) for k in ks},
+        "maj_at_k": {} if a.benchmark.kind == "code" else _majorities(by_problem, ks),
         "truncated": sum(p["truncated"] for p in problems) / answers,
         "without_answer": sum(p["without_answer"] for p in problems) / answers,
         "mean_tokens": sum(p["tokens"] for p in problems) / answers, "problems": problems,
@@ -330,12 +332,9 @@ def summary(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _majorities(by_problem: list[list[dict[str, Any]]], ks: list[int], spell: Callable[[str], str]) -> dict[str, Any]:
-    """Right answers are one answer, however they are written; wrong ones are equal if spelled alike; none has no vote."""
-    right = [[v["correct"] for v in found] for found in by_problem]
-    votes = [[("right" if v["correct"] else ("wrong", spell(v["answer"]))) if v["answer"] is not None else None for v in found]
-             for found in by_problem]  # fmt: skip
-    return {str(k): _interval(stats.maj_at_k(votes, right, k)) for k in ks}
+def _majorities(by_problem: list[list[dict[str, Any]]], ks: list[int]) -> dict[str, Any]:
+    right, cast = [[v["correct"] for v in found] for found in by_problem], votes(by_problem)
+    return {str(k): _interval(stats.maj_at_k(cast, right, k, method="wilson")) for k in ks}
 
 
 def _interval(found: stats.Interval) -> dict[str, Any]:

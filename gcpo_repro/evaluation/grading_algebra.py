@@ -8,6 +8,7 @@ processes, to open sockets and to write files.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
@@ -20,42 +21,90 @@ from functools import lru_cache
 from typing import Any
 
 import sympy
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, verify
+from math_verify.grader import should_treat_as_complex
 
 from .grading import given, judge
-from .grading_compare import DECIMAL_TOLERANCE
+from .grading_numbers import DECIMAL_TOLERANCE, ROUNDED_GOLD_TOLERANCE
 from .grading_text import ROW
+
+grammar: Any = importlib.import_module("latex2sympy2_extended.latex2sympy2")  # math-verify's; untyped
 
 REFUSED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "os.remove", "shutil.")
 GENERATORS = ("sympy.polys.monomials", "collections", "dataclasses")  # these write code from counts and from their own names
 LITERAL = re.compile(r"\d{1,1000}(?:\.\d{0,1000})?(?:[eE][+-]?\d{1,4})?|\.\d{1,1000}", re.ASCII)
 ZERO = 1e-25  # of numbers computed to 30 digits
+CLEANING = replace(LatexExtractionConfig().normalization_config, units=False, boxed="none")  # both are done already
+CONVERSION = grammar.ConversionConfig(lowercase_symbols=False)  # T is not t
+SYMBOL_END = r"(?![a-zA-Z]| ?\()"
+
+
+def _primed(match: re.Match[str]) -> str:
+    return f"{match[1]}_{{{match[2] or match[3] or ''}prime{len(match[4])}}}"
+
+
+# Names that the grammar would take for constants, refuse, or lose: Euler's gamma, E_1, a current I, M_\odot, y'.
+RENAMED: list[tuple[re.Pattern[str], Any]] = [
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"_ ?(?:\{ ?\\odot ?\}|\\odot(?![a-zA-Z]))", "_{sun}"),
+        (r"\\(g|G)amma(?![a-zA-Z])(?: ?_ ?\{? ?(\w+) ?\}?)?", r"g_{\1amma\2}"),
+        (r"(?<![a-zA-Z\\])E ?_ ?(?:\{ ?(\w+) ?\}|(\w))", r"X_{E\1\2}"),
+        (rf"(?<![a-zA-Z\\{{])I{SYMBOL_END}(?! ?_)", "X_{I}"),
+        (rf"([a-zA-Z])(?: ?_ ?(?:\{{ ?(\w+) ?\}}|(\w)))?('+){SYMBOL_END}", _primed),
+    )
+]
 
 
 @lru_cache(maxsize=4096)
-def _parse(latex: str) -> Any:
-    ours = replace(LatexExtractionConfig().normalization_config, units=False, boxed="none")  # both are done already
-    config = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=ours)
-    found = parse(f"${latex}$", [config], fallback_mode="no_fallback", parsing_timeout=None)
-    if not found or not isinstance(found[0], sympy.Basic | sympy.MatrixBase):
+def _parse(latex: str, real: bool) -> Any:
+    latex = latex.replace(ROW, r" \\ ").replace(r"\deg", "")
+    for pattern, name in RENAMED:
+        latex = pattern.sub(name, latex)
+    try:
+        cleaned = grammar.normalize_latex(latex, CLEANING)
+        found = grammar.latex2sympy(cleaned, is_real=real, normalization_config=None, conversion_config=CONVERSION)
+    except MemoryError:
+        raise
+    except Exception:  # the grammar has many kinds
         return None
-    expression = found[0]
-    imaginary = [s for s in getattr(expression, "free_symbols", ()) if str(s) == "i"]
-    return expression.subs(dict.fromkeys(imaginary, sympy.I)) if imaginary else expression
+    if not isinstance(found, sympy.Basic | sympy.MatrixBase):
+        return None
+    imaginary = [s for s in getattr(found, "free_symbols", ()) if str(s) == "i"]
+    return found.subs(dict.fromkeys(imaginary, sympy.I)).replace(_is_rate, _rate) if hasattr(found, "replace") else found
+
+
+def _is_rate(e: Any) -> bool:
+    return isinstance(e, sympy.Derivative) and e.expr.is_Symbol and e.expr not in e.variables
+
+
+def _rate(e: Any) -> Any:
+    """dx/dt as a symbol: sympy takes the derivative of one symbol by another for 0."""
+    return sympy.Symbol(f"d{e.expr}/d{e.variables}", real=e.expr.is_real)
 
 
 def algebraically_equal(gold: str, answer: str) -> bool:
     """Whether two normalised answers are equal as expressions, numbers, equations or inequalities. May take forever."""
-    a, b = (_parse(text.replace(ROW, r" \\ ").replace(r"\deg", "")) for text in (gold, answer))
+    real = not (should_treat_as_complex(gold) or should_treat_as_complex(answer))
+    a, b = _parse(gold, real), _parse(answer, real)
     if a is None or b is None:
         return False
     if isinstance(a, sympy.Rel) or isinstance(b, sympy.Rel):
         return type(a) is type(b) and _same_equation(a, b) if "=" in gold else bool(verify(a, b, timeout_seconds=None))
     if getattr(a, "is_number", False) and getattr(b, "is_number", False):
-        return _same_value(a, b, DECIMAL_TOLERANCE if "." in gold + answer else 0)
-    if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr) and not (a.is_Symbol or b.is_Symbol) and _apart(a - b, a):
+        return _same_value(a, b, DECIMAL_TOLERANCE if "." in answer else ROUNDED_GOLD_TOLERANCE if "." in gold else 0)
+    if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
+        return bool(verify(a, b, timeout_seconds=None))
+    if a.is_Symbol and b.is_Symbol:
+        return bool(a == b)  # math-verify would not mind the case
+    if not (a.is_Symbol or b.is_Symbol) and _apart(a - b, a):
         return False
-    return bool(verify(a, b, timeout_seconds=None))
+    return bool(verify(a, b, timeout_seconds=None)) or (a.has(sympy.log) and _same_logarithms(a, b))
+
+
+def _same_logarithms(a: Any, b: Any) -> bool:
+    """ln(1/x) = −ln x and the like, for what a logarithm is taken of is positive."""
+    return bool(sympy.simplify(sympy.expand_log((a - b).doit(), force=True)) == 0)
 
 
 def _apart(difference: Any, scale: Any) -> bool:

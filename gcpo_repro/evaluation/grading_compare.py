@@ -6,154 +6,16 @@ Text and exact arithmetic only. What needs algebra is handed to a function of th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Callable
 from typing import NamedTuple
 
+from .grading_numbers import CLOSERS, OPENERS, inside, number, same_number, tokens
 from .grading_text import ROW
+from .grading_units import SYMBOL_UNIT, UNITS, hedges, same_in_bases, split_unit, unit_power, word
 
 Symbolic = Callable[[str, str], bool]
 EQUAL, DIFFERENT, SEVERAL, DEEP = "equal", "different", "several answers", "too deeply nested"
-DEEPEST, MOST_PARTS, LARGEST_EXPONENT = 40, 60, 5000
-SCIENTIFIC_TOLERANCE = Fraction(1, 10**4)  # relative; Qwen2.5-Math's
-DECIMAL_TOLERANCE = Fraction(1, 10**6)  # relative; math-verify's six decimals
-
-# Numbers
-
-
-class Number(NamedTuple):
-    """An exact value, and how it was written. A percentage has its value divided by 100."""
-
-    value: Fraction
-    scientific: bool = False
-    decimal: bool = False
-    percent: bool = False
-
-
-DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)"
-EXPONENT = r"(?:\{ ?([+-]?\d{1,5}) ?\}|\( ?([+-]?\d{1,5}) ?\)|([+-]?\d{1,5}))"
-PLAIN = re.compile(rf"({DIGITS})(?: ?[eE] ?([+-]?\d{{1,5}})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?{EXPONENT})?", re.ASCII)
-REPEATING = re.compile(r"(\d*)\.(\d*) ?\\overline ?\{(\d+)\}", re.ASCII)
-POWER = re.compile(rf"10 ?\^ ?{EXPONENT}", re.ASCII)
-QUOTIENT = re.compile(r"(?:(\d+) ?)?\\frac ?\{([^{}]+)\} ?\{([^{}]+)\}|(?:(\d+) )?([^/{}\\ ]+) ?/ ?([^/{}\\ ]+)", re.ASCII)
-PERCENT = re.compile(r" ?(?:%|\\text\{ ?(?:%|percent) ?\}|percent)$", re.IGNORECASE)
-
-
-def number(text: str) -> Number | None:
-    """The value of a number in any of its forms (contract rule 3), None for anything else."""
-    percent = PERCENT.search(text)
-    body, sign = (text[: percent.start()] if percent else text).strip(), 1
-    while (inner := _inside(body, "(", ")") or _inside(body, "{", "}")) and "," not in inner:
-        body = inner.strip()
-    if body[:1] in ("+", "-"):
-        sign, body = (-1 if body[0] == "-" else 1), body[1:].strip()
-    found = _unsigned(body)
-    if found is None:
-        return None
-    return found._replace(value=sign * found.value / (100 if percent else 1), percent=bool(percent))
-
-
-def _unsigned(body: str) -> Number | None:
-    if match := PLAIN.fullmatch(body):
-        exponent = next((int(e) for e in match.groups()[1:] if e), None)
-        if abs(exponent or 0) > LARGEST_EXPONENT:
-            return None
-        value = Fraction(match[1].replace(",", "").rstrip(".")) * Fraction(10) ** (exponent or 0)
-        return Number(value, exponent is not None, "." in match[1])
-    if match := POWER.fullmatch(body):
-        exponent = next(int(e) for e in match.groups() if e)
-        return Number(Fraction(10) ** exponent, True) if abs(exponent) <= LARGEST_EXPONENT else None
-    if match := REPEATING.fullmatch(body):  # 0.1\overline{6}: 1/10 and 6/9 of it
-        start, period = match[1] + match[2], match[3]
-        return Number((int(start or 0) + Fraction(int(period), 10 ** len(period) - 1)) / 10 ** len(match[2]))
-    if match := QUOTIENT.fullmatch(body):
-        return _quotient(match[1] or match[4], match[2] or match[5], match[3] or match[6])
-    return None
-
-
-def _quotient(whole: str | None, over: str, under: str) -> Number | None:
-    if any(r"\frac" in part or "/" in part or "%" in part for part in (over, under)):
-        return None
-    a, b = number(over), number(under)
-    if a is None or b is None or not b.value or (whole and (a.value < 0 or b.value < 0)):
-        return None
-    return Number(int(whole or 0) + a.value / b.value, a.scientific or b.scientific, False)
-
-
-def same_number(gold: Number, answer: Number) -> bool:
-    """Equal values; within a relative tolerance where the gold is not an integer and one of the two is rounded."""
-    values = [answer.value]
-    if answer.percent and not gold.percent:
-        values.append(answer.value * 100)  # 50% where the gold leaves the sign out
-    elif gold.percent and not answer.percent:
-        values.append(answer.value / 100)
-    tolerance = Fraction(0)
-    if gold.scientific or (answer.scientific and gold.value.denominator > 1):
-        tolerance = SCIENTIFIC_TOLERANCE
-    elif (gold.decimal or answer.decimal) and gold.value.denominator > 1:
-        tolerance = DECIMAL_TOLERANCE
-    return any(abs(value - gold.value) <= tolerance * abs(gold.value) for value in values)
-
-
-# Units, bases and words
-
-TEXT = r"\\text\{(?:[^{}]|\{[^{}]*\})*\}"
-UNIT_TAIL = re.compile(rf"(.*?[^\s(\[{{,=+*/^-])\s*((?:{TEXT}|\\deg)(?:{TEXT}|\\deg|\\cdot|\^ ?\{{?-?\d\}}?|[/ CF])*)")
-UNIT_WORDS = re.compile(r"(.*[\d})%])( ?)([a-zA-Z]+)\.?((?:[ /^*.{}()-]|[a-zA-Z]|\d)*)")
-NO_UNITS = frozenset("pi sqrt sin cos tan cot sec log ln exp mod oo inf million billion trillion thousand hundred dozen".split())
-# Beside a number these change it or take it back; they are no units.
-HEDGES = frozenset(
-    "million millions billion billions trillion thousand thousands hundred hundreds dozen half halves third thirds fourth "
-    "fourths fifths sixths eighths tenth tenths hundredths thousandths billionths plus minus times squared cubed factorial "
-    "versus vs or else not maybe perhaps possibly probably either wrong but could might actually instead more less is "
-    "two three four five six seven eight nine ten".split()
-)
-_SYMBOL = r"(?:m|s|h|g|kg|cm|mm|km|N|J|K|W|V|A|C|mol|Hz|Pa|eV)(?: ?\^ ?\{? ?\d ?\}?)?"
-# Units that are no words; taken for such only where the gold is a bare number.
-SYMBOL_UNIT = re.compile(
-    rf"(.*[\d)}}]) *(?:\\(?:Omega|AA)|\\mu ?(?:{_SYMBOL})|\\[dt]?frac ?\{{ ?{_SYMBOL} ?\}} ?\{{ ?{_SYMBOL} ?\}}) *"
-)
-LETTER_UNITS = frozenset("m s g h K N J W V A C F L l T Hz Pa eV".split())
-UNIT_NAMES = (
-    "m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|in inch inche|ft foot feet|yd yard|"
-    "mi mile|s sec second|min minute|h hr hour|day|week|month|yr year|g gram|kg kilogram|mg milligram|lb pound|oz ounce|cent|"
-    "dollar|degree deg|rad radian|l liter litre|ml milliliter millilitre"
-)
-UNITS = {name: row.split()[0] for row in UNIT_NAMES.split("|") for name in row.split()}
-BASE = re.compile(r"([0-9A-Za-z]+) ?_ ?\{? ?(?:\\text\{ ?)?(\d{1,2}|two|three|five|six|eight|ten)(?: ?\})? ?\}?")
-BASES = {"two": "2", "three": "3", "five": "5", "six": "6", "eight": "8", "ten": "10"}
-WORDS = re.compile(r"[a-zA-Z][a-zA-Z' -]+")
-CHOICE = re.compile(r"\(([A-Za-z])\)")
-
-
-def split_unit(text: str, plain: bool = True) -> tuple[str, str]:
-    r"""(quantity, its unit as known in UNITS, or as written, or ""); `plain` units are words without `\text` after a number."""
-    if match := UNIT_TAIL.fullmatch(text):
-        words = re.findall("[a-zA-Z]+", match[2].replace(r"\text", " ").replace(r"\deg", "degree "))
-        return match[1], _known_unit(words)
-    match = UNIT_WORDS.fullmatch(text) if plain else None
-    if match and number(match[1]) is not None and match[3] not in NO_UNITS:
-        word, blank = match[3], bool(match[2])
-        if word in LETTER_UNITS and blank or _known_unit([word]) in UNITS and len(word) > 1 or blank and len(word) > 2:
-            return match[1], _known_unit([word, *re.findall("[a-zA-Z]+", match[4])])
-    return text, ""
-
-
-def _known_unit(words: list[str]) -> str:
-    words = [w for w in words if w.lower() not in ("square", "sq", "cubic", "cu", "per", "of", "the")]
-    first = (words or [""])[0].lower()
-    return UNITS.get(first, UNITS.get(first.removesuffix("s"), first))
-
-
-def _word(text: str) -> str | None:
-    r"""Words as such, without `\text`, case or blanks; None for anything else."""
-    if re.fullmatch(rf"(?:{TEXT} ?)+", text):
-        text = re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", text).strip()
-        text = CHOICE.sub(r"\1", text) if CHOICE.fullmatch(text) else text
-    elif not WORDS.fullmatch(text):
-        return None
-    return re.sub(r"[\s.]+", "", text).casefold()
-
+DEEPEST, MOST_PARTS = 40, 60
 
 # Structure
 
@@ -165,12 +27,6 @@ class Shape(NamedTuple):
     parts: list[str]
 
 
-SPLITTER = re.compile(
-    r"\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|[,;]"
-    r"|(?P<cup>\\cup(?![a-zA-Z]))|\\langle|\\rangle|\\[{}]|\\.|[()\[\]{}]",
-    re.DOTALL,
-)
-OPENERS, CLOSERS = {"(", "[", "{", r"\{", r"\langle"}, {")", "]", "}", r"\}", r"\rangle"}
 MATRIX = re.compile(r"\\begin ?\{([pbBvV]?matrix|smallmatrix|array)\} ?(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
 NAME = re.compile(
     r"(\\?[a-zA-Z]+(?: ?_ ?(?:\{[^{}]*\}|\w))?'*(?: ?\([a-zA-Z, ]{1,9}\))?|\([a-zA-Z](?: ?, ?[a-zA-Z])*\))"
@@ -179,38 +35,19 @@ NAME = re.compile(
 RELATION = re.compile(r"<=|>=|<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])")
 
 
-def _tokens(text: str) -> Iterator[tuple[int, re.Match[str]]]:
-    """(depth, token): brackets and separators with how many brackets are open around them."""
-    depth = 0
-    for match in SPLITTER.finditer(text):
-        if match[0] in CLOSERS:
-            depth -= 1
-        yield depth, match
-        if match[0] in OPENERS:
-            depth += 1
-
-
 def depth(text: str) -> int:
     """Largest number of brackets open at once."""
-    return max((d for d, _ in _tokens(text)), default=0)
+    return max((d for d, _ in tokens(text)), default=0)
 
 
 def split(text: str, cup: bool = False) -> list[str]:
     r"""The parts of a list, separated by commas, semicolons, and, or (or by `\cup`); [text] for a single one."""
     pieces, start = [], 0
-    for level, match in _tokens(text):
+    for level, match in tokens(text):
         if level == 0 and bool(match["cup"]) == cup and match[0] not in OPENERS | CLOSERS and not re.fullmatch(r"\\.", match[0]):
             pieces.append(text[start : match.start()])
             start = match.end()
     return [piece.strip() for piece in (*pieces, text[start:]) if piece.strip()]
-
-
-def _inside(text: str, left: str, right: str) -> str:
-    """What stands between brackets that enclose the whole text, else ""."""
-    if not (text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right)):
-        return ""
-    closes = next((m.end() for level, m in _tokens(text) if level == 0 and m[0] in CLOSERS), 0)
-    return text[len(left) : -len(right)].strip() if closes == len(text) else ""
 
 
 def shape(text: str) -> Shape:
@@ -226,13 +63,13 @@ def shape(text: str) -> Shape:
         return Shape("set", _branches(pieces))
     if len(pieces := split(text, cup=True)) > 1:
         return Shape("union", pieces)
-    if (inner := _inside(text, r"\{", r"\}")) and not re.search(r"\\mid|\||:", inner):
+    if (inner := inside(text, r"\{", r"\}")) and not re.search(r"\\mid|\||:", inner):
         return Shape("set", _branches(split(inner)))
-    if inner := _inside(text, "{", "}"):
+    if inner := inside(text, "{", "}"):
         return shape(inner)
     for left in ("(", "[", r"\langle"):
         for right in (")", "]", r"\rangle"):
-            if inner := _inside(text, left, right):
+            if inner := inside(text, left, right):
                 parts = split(inner)
                 ordered = len(parts) > 1 or left == "["
                 return Shape((left + right).replace(r"\langle\rangle", "()"), parts) if ordered else shape(inner)
@@ -260,6 +97,8 @@ def compare(gold: str, answer: str, symbolic: Symbolic, level: int = 0) -> str:
     g, a = shape(gold), shape(answer)
     kinds = {g.kind, a.kind}
     if kinds == {"atom"}:
+        if (g.parts[0], a.parts[0]) != (gold, answer):  # out of brackets
+            return compare(g.parts[0], a.parts[0], symbolic, level + 1)
         return _compare_atoms(g.parts[0], a.parts[0], symbolic, level)
     if (named := _compare_named(gold, answer, symbolic, level)) is not None:
         return named
@@ -323,32 +162,54 @@ def _compare_atoms(gold: str, answer: str, symbolic: Symbolic, level: int) -> st
     g, a = number(gold), number(answer)
     if g is not None and a is not None:
         return EQUAL if same_number(g, a) else DIFFERENT
-    if _hedges(gold) != _hedges(answer) or (DIGITS_APART.search(answer) and not DIGITS_APART.search(gold)):
+    doubt = any(mark.search(answer) and not mark.search(gold) for mark in (DIGITS_APART, QUESTION))
+    if doubt or hedges(gold) != hedges(answer):
         return DIFFERENT
     if (named := _compare_named(gold, answer, symbolic, level)) is not None:
         return named
     if g is not None and (unit := SYMBOL_UNIT.fullmatch(answer)) and number(unit[1]) is not None:
         return compare(gold, unit[1], symbolic, level + 1)
-    if "=" in answer and "=" not in gold and not RELATION.search(answer):
-        return compare(gold, answer.rpartition("=")[2].strip(), symbolic, level + 1)
-    if (based := _compare_bases(gold, answer)) is not None:
-        return based
+    if LINK.search(answer) and not LINK.search(gold) and not RELATION.search(answer):
+        return _compare_chain(gold, answer, symbolic, level)
+    if (based := same_in_bases(gold, answer)) is not None:
+        return EQUAL if based else DIFFERENT
     (gold_body, gold_unit), (answer_body, answer_unit) = split_unit(gold), split_unit(answer)
     if number(gold_body) is None or number(answer_body) is None:  # letters may be symbols
         (gold_body, gold_unit), (answer_body, answer_unit) = split_unit(gold, False), split_unit(answer, False)
     if gold_unit in UNITS.values() and answer_unit in UNITS.values() and gold_unit != answer_unit:
         return DIFFERENT
+    if len({unit_power(gold[len(gold_body) :]), unit_power(answer[len(answer_body) :])} - {None}) > 1:
+        return DIFFERENT
     if (gold_body, answer_body) != (gold, answer):
         return compare(gold_body, answer_body, symbolic, level + 1)
-    said, meant = _word(answer), _word(gold)
+    said, meant = word(answer), word(gold)
     if choice := re.fullmatch(r"\\text\{ ?\(([A-Z])\) ?\}|\(([A-Z])\)", gold):
-        said = (re.match(r"(?:\\text\{ ?)?\(?([A-Z])(?![a-zA-Z])", answer) or ["", ""])[1] or said
+        said = (CHOSEN.fullmatch(answer) or ["", ""])[1] or said
         meant = choice[1] or choice[2]
     if meant is not None and said is not None:
         return EQUAL if meant.casefold() == said.casefold() else DIFFERENT
     if (g is not None and said is not None) or (a is not None and meant is not None and len(meant) > 1):
         return DIFFERENT
+    if set(PRIMED.findall(gold)) != set(PRIMED.findall(answer)):  # math-verify drops them
+        return DIFFERENT
+    if r"\ln" in gold and r"\ln" not in answer:
+        answer = NATURAL.sub(r"\\ln", answer)
     return EQUAL if symbolic(_exact(gold), _exact(answer)) else DIFFERENT
+
+
+def _compare_chain(gold: str, answer: str, symbolic: Symbolic, level: int) -> str:
+    r"""`2 + 3 = 5`, `\pi/2 \approx 1.57`: what it ends in before any `\approx` is the answer, and no number in it may differ.
+
+    The rounding after `\approx` counts too where a name or an expression with letters stands before it.
+    """
+    exact, *rounded = (part.strip() for part in APPROXIMATELY.split(answer))
+    *sides, last = (side.strip() for side in exact.split("="))
+    if len(sides) == 1 and SYMBOL.fullmatch(last):  # 5 = x
+        sides, last = [], sides[0]
+    if any(compare(gold, side, symbolic, level + 1) != EQUAL for side in sides if not LETTERS.search(side)):
+        return DIFFERENT
+    ends = [last, *(rounded[-1:] if LETTERS.search(last) or r"\sqrt" in last else [])]
+    return EQUAL if any(compare(gold, end, symbolic, level + 1) == EQUAL for end in ends) else DIFFERENT
 
 
 def _exact(text: str) -> str:
@@ -359,23 +220,14 @@ def _exact(text: str) -> str:
     return rf"\frac{{{found.value.numerator}}}{{{found.value.denominator}}}"
 
 
-LAYOUT = re.compile(r"(?<!\d) +| +(?!\d)")  # blanks, but for those between digits
+LAYOUT = re.compile(r"(?<![\d,]) +| +(?!\d)")  # blanks, but for those between digits; `1, 234` is a list, `1,234` a number
+QUESTION = re.compile(r"\?")
 DIGITS_APART = re.compile(r"\d \d(?!\d{2}(?!\d))")  # "5 6" is no number; "1 000" may be one
-
-
-def _hedges(text: str) -> frozenset[str]:
-    """Words beside a digit that change the number or take it back."""
-    if not re.search(r"\d", text):
-        return frozenset()
-    words = re.findall("[a-zA-Z]+", re.sub(r"\\(?!text)[a-zA-Z]+", " ", text).replace(r"\text", " "))
-    return HEDGES.intersection(word.lower() for word in words)
-
-
-def _compare_bases(gold: str, answer: str) -> str | None:
-    """Numerals with their base: the base may be left out by one of the two."""
-    g, a = BASE.fullmatch(gold), BASE.fullmatch(answer)
-    if not (g or a) or any(text[:1].isalpha() for text in (gold, answer)):
-        return None
-    numerals = [(m[1], BASES.get(m[2], m[2])) if m else (text, "") for m, text in ((g, gold), (a, answer))]
-    (x, base), (y, other) = numerals
-    return EQUAL if x.lstrip("0").upper() == y.lstrip("0").upper() and (base == other or not (base and other)) else DIFFERENT
+# The letter of a choice, perhaps with the text of the choice, but no other choice.
+CHOSEN = re.compile(r"(?:\\text\{ ?)?\(?([A-Z])\)?[.:]?(?: ?\})?(?:[ :.](?!.*\b(?:and|or)\b).*)?")
+APPROXIMATELY = re.compile(r"\\approx(?![a-zA-Z])")
+LINK = re.compile(rf"=|{APPROXIMATELY.pattern}")
+SYMBOL = re.compile(r"\\?[a-zA-Z]+(?: ?_ ?\w)?")
+LETTERS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]|\\(?!frac|cdot|times|sqrt|binom|deg)[a-zA-Z]")
+PRIMED = re.compile(r"(?:[a-zA-Z)}]|_\w)'+")
+NATURAL = re.compile(r"\\log(?![a-zA-Z]| ?_)")  # without a base, where the gold is a natural logarithm

@@ -10,23 +10,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 from ..errors import UserError
-from .grading import LIMIT, NO_ANSWER, TIMED_OUT, Verdict, check_benchmark, given, spelled_gold
+from .grading import LIMIT, TIMED_OUT, Verdict, check_benchmark, given
+from .grading_files import Golds, Request, Tally, Verdicts, examine, requests
 
 MEMORY = 2 << 30  # bytes of address space; sympy and math-verify take about 0.2 GB of it
 START_LIMIT = 120.0  # seconds until a child is ready (two on an idle machine), or has read a batch
 CRASHED = "out of memory or crashed"
-
-Request = tuple[str, str, bool]  # text, gold, whether the text is nothing but the answer
 
 
 class Worker:
@@ -74,7 +74,7 @@ class Worker:
             raise RuntimeError("this worker is closed")
         if self._line(START_LIMIT) != b"ready":
             self.close()
-            raise RuntimeError(f"the grading process did not start within {START_LIMIT:.0f} s; is math-verify installed?")
+            raise RuntimeError(f"the grading process died or took {START_LIMIT:.0f} s to start; is math-verify installed?")
 
     def close(self) -> None:
         """Kill the child."""
@@ -167,13 +167,14 @@ def grade_file(
     benchmark: str, responses: str | Path, out: str | Path, data: str | Path | None = None, workers: int = 1,
     golds: Mapping[Any, str] | None = None, limit: float = LIMIT, memory: int = MEMORY,
 ) -> dict[str, Any]:  # fmt: skip
-    """Grade a JSONL file of {id, response} or {id, gold, response}, with an optional `sample`.
+    """Grade a file of {id, response} or {id, gold, response}, with an optional `sample`; a killed grading goes on where it was.
 
     Args:
         benchmark: its name; its golds are loaded where a row has none and `golds` is not given.
-        responses: the file to read; several responses to an id are normal.
+        responses: the JSONL or Parquet file to read; several responses to an id are normal.
         out: the file to write: {id, sample, correct, answer, reason} for each row, in its order (`sample` where there was
-            one). It appears when it is complete.
+            one). It appears when it is complete; until then the verdicts stand in `out`.<hash>.partial beside it, and the same
+            call with the same rows, golds, limits and grader goes on there.
         data: where the benchmark's data lie, as in `benchmarks.load`.
         workers: child processes, one core each.
         golds: id -> right answer; ids are compared as text.
@@ -183,67 +184,53 @@ def grade_file(
         {benchmark, rows, ids, correct, no_answer, timed_out, wrong: {reason: rows}}; `wrong` counts all that are not correct.
 
     Raises:
-        UserError: a row that cannot be read, an unknown id, a missing gold: with file and line, before anything is graded.
+        UserError: a row that cannot be read, an unknown id, a missing gold: with file and line, before anything is graded; the
+            same grading under way in another process.
     """
     check_benchmark(benchmark)
     source, target = Path(responses), Path(out)
     if not source.is_file():
-        raise UserError(f"responses: no file {str(source)!r}; give a JSONL file with rows {{id, response}}")
+        raise UserError(f"responses: no file {str(source)!r}; give a JSONL or Parquet file with rows {{id, response}}")
     if target.resolve() == source.resolve() or target.is_dir():
         raise UserError(
             f"out: {str(target)!r} is {'a folder' if target.is_dir() else 'the file of responses'}; name another file"
         )
-    known = _Golds(benchmark, data, golds)
-    rows = sum(1 for _ in _requests(source, known))
+    known = Golds(benchmark, data, golds)
+    rows, digest = examine(source, known, [limit, memory])
     if not rows:
         raise UserError(f"responses: {str(source)!r} has no rows; give one {{id, response}} a line")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    except OSError as error:
-        raise UserError(f"out: cannot write {str(target)!r} ({error.strerror or error}); name another file") from error
-    try:
-        with open(partial, "w", encoding="utf-8") as file, Pool(workers, memory) as pool:
-            summary = _grade_rows(_requests(source, known), pool, limit, workers, file)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return {"benchmark": benchmark, **summary}
+    partial = target.with_name(f"{target.name}.{digest[:16]}.partial")
+    tally = Tally()
+    with Pool(workers, memory) as pool, Verdicts(partial) as verdicts:
+        for row in verdicts.kept:
+            tally.add(row)
+        for row in _grade_rows(islice(requests(source, known), len(verdicts.kept), None), pool, limit, workers):
+            verdicts.append(row)
+            tally.add(row)
+        verdicts.finish(target)
+    return {"benchmark": benchmark, **tally.summary()}
 
 
 def _grade_rows(
-    requests: Iterator[tuple[dict, Request]], pool: Pool, limit: float, workers: int, file: IO[str]
-) -> dict[str, Any]:
-    """Write a verdict for each row and count them; a few batches for each worker are on their way at a time."""
-    reasons: Counter[str] = Counter()
-    ids: set[str] = set()
-    correct = 0
+    asked: Iterator[tuple[dict, Request]], pool: Pool, limit: float, workers: int
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Each row with its verdict, in order; a few batches for each worker are on their way at a time."""
     waiting: deque[tuple[list[dict], Future[list[Verdict]]]] = deque()
-    batches = _batches(requests)
+    batches = _batches(asked)
     while True:
         while len(waiting) < 3 * workers and (batch := next(batches, None)):
             waiting.append(([row for row, _ in batch], pool.submit([request for _, request in batch], limit)))
         if not waiting:
-            break
+            return
         rows, verdicts = waiting.popleft()
         for row, verdict in zip(rows, verdicts.result(), strict=True):
-            file.write(json.dumps({**row, **asdict(verdict)}) + "\n")
-            ids.add(str(row["id"]))
-            correct += verdict.correct
-            if not verdict.correct:
-                reasons[verdict.reason] += 1
-    return {
-        "rows": correct + reasons.total(), "ids": len(ids), "correct": correct,
-        "no_answer": sum(reasons[reason] for reason in NO_ANSWER), "timed_out": reasons[TIMED_OUT],
-        "wrong": dict(reasons.most_common()),
-    }  # fmt: skip
+            yield {**row, **asdict(verdict)}
 
 
-def _batches(requests: Iterator[tuple[dict, Request]]) -> Iterator[list[tuple[dict, Request]]]:
+def _batches(asked: Iterator[tuple[dict, Request]]) -> Iterator[list[tuple[dict, Request]]]:
     batch: list[tuple[dict, Request]] = []
     size = 0
-    for row, request in requests:
+    for row, request in asked:
         batch.append((row, request))
         size += len(request[0])
         if len(batch) == BATCH_ROWS or size > BATCH_CHARACTERS:
@@ -251,61 +238,6 @@ def _batches(requests: Iterator[tuple[dict, Request]]) -> Iterator[list[tuple[di
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _requests(path: Path, golds: _Golds) -> Iterator[tuple[dict, Request]]:
-    """({id, sample}, request) for each row of the file; UserError with the line of what is wrong."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"responses: {str(path)!r}, line {number}"
-            row = _row(line, where)
-            gold = row.get("gold")
-            gold = golds.of(row["id"], where) if gold is None else str(gold)
-            if not spelled_gold(gold):
-                raise UserError(f"{where}: the gold answer of id {row['id']!r} is empty; mend or leave out this row")
-            yield {key: row[key] for key in ("id", "sample") if key in row}, (row["response"] or "", gold, False)
-
-
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({str(error)[:100]}); each line must be one object {{id, response}}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON {type(row).__name__}, not an object {{id, response}}")
-    for column in ("id", "response"):
-        if column not in row:
-            raise UserError(f"{where}: no {column!r} among {', '.join(map(repr, list(row)[:10])) or 'no columns'}; add it")
-    if not isinstance(row["id"], str | int):
-        raise UserError(f"{where}: id {row['id']!r:.50} is a {type(row['id']).__name__}; give a string or a whole number")
-    if not isinstance(row["response"], str | None):
-        raise UserError(f"{where}: the response is a {type(row['response']).__name__}; give one string a row")
-    return row
-
-
-class _Golds:
-    """The golds by id, loaded when the first row needs one."""
-
-    def __init__(self, benchmark: str, data: str | Path | None, golds: Mapping[Any, str] | None) -> None:
-        self.benchmark, self.data = benchmark, data
-        self.golds = None if golds is None else {str(key): str(gold) for key, gold in golds.items()}
-
-    def of(self, key: Any, where: str) -> str:
-        if self.golds is None:
-            from .benchmarks import load
-
-            self.golds = {str(row["id"]): str(row["answer"]) for row in load(self.benchmark, self.data)}
-        if str(key) not in self.golds:
-            some = ", ".join(map(repr, list(self.golds)[:3]))
-            raise UserError(
-                f"{where}: id {key!r:.80} is not among the {len(self.golds)} of {self.benchmark} (such as {some}); are these the "
-                "responses to another benchmark? Or add a column 'gold'"
-            )
-        return self.golds[str(key)]
 
 
 # One answer at a time

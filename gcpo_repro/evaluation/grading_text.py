@@ -19,6 +19,10 @@ STATEMENT = re.compile(
     r"(?: thus| therefore| simply)?[*_ ]{0,4}:?|:|=)",
     re.IGNORECASE,
 )
+LEAD = re.compile(
+    rf"\s*(?:\\(?:text|mbox|textbf|mathrm|mathbf)\s*(?P<opened>\{{))?\s*(?:[a-zA-Z]+,?\s+){{0,4}}(?:{STATEMENT.pattern})",
+    re.IGNORECASE,
+)
 TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 REVISED = re.compile(r"(?:^|[.!?;,]\s*)(?:actually|correction|or rather|or|wait)\b[^.\n]*\d", re.IGNORECASE)
 # What may follow an answer in its sentence without being part of it.
@@ -84,7 +88,21 @@ def _boxed_answer(text: str, boxes: list[tuple[int, str]]) -> str:
     start, last = boxes[-1]
     line = text.rfind("\n", 0, start)
     beside = dict.fromkeys(content for begin, content in boxes if begin > line and content and not BOX.search(content))
-    return " , ".join(beside) if last else ""
+    return " , ".join(map(_without_lead, beside)) if last else ""
+
+
+def _without_lead(answer: str) -> str:
+    r"""`\text{The answer is } 5` and `\text{The answer is 5}` say 5."""
+    lead = LEAD.match(answer)
+    if not lead:
+        return answer
+    said = answer[lead.end() :].lstrip(" \t*_")
+    depth = 1 if lead["opened"] else 0
+    for brace in re.finditer(r"(?<!\\)[{}]", said) if depth else ():
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:  # that of \text
+            return (said[: brace.start()] + said[brace.end() :]).strip()
+    return said.strip()
 
 
 def _stated_answer(text: str) -> str:
@@ -92,7 +110,7 @@ def _stated_answer(text: str) -> str:
     tag = next(iter(deque(TAG.finditer(text), maxlen=1)), None)
     last = next(iter(deque(STATEMENT.finditer(text, tag.start() if tag else 0), maxlen=1)), None)
     if tag and (last is None or last.start() < tag.end()):
-        return tag[1].strip()
+        return _stated_answer(tag[1]) or tag[1].strip()
     if last is None:
         return ""
     said = text[last.end() : last.end() + LONGEST].lstrip(" \t*_}")
@@ -153,15 +171,17 @@ REPLACED = [
         (rf"\\[dtc]frac{END}", r"\\frac"),
         (rf"\\leq(?:slant)?{END}", r"\\le "), (rf"\\geq(?:slant)?{END}", r"\\ge "), (rf"\\neq{END}", r"\\ne "),
         (rf"\\bigcup{END}", r"\\cup "), (rf"\\varnothing{END}|\\\{{\s*\\\}}", r"\\emptyset "),
-        (r"\\log\s*_\s*(?:e|\{e\})", r"\\ln "),
+        (r"\\log\s*_\s*(?:e|\{e\})", r"\\ln "), (rf"\\prime{END}\s*", "'"),
+        (r"\^\s*(?:\{\s*('+)\s*\}|('+))", r"\1\2"),
         (r"^\s*(?:\\(?:approx|therefore|implies|Rightarrow)(?![a-zA-Z])|=)", " "), (r"_\s*\{\s*(\w)\s*\}", r"_\1"),
         (rf"\\lt{END}", "<"), (rf"\\gt{END}", ">"),
         (rf"\\lbrace{END}", r"\\{"), (rf"\\rbrace{END}", r"\\}"), (rf"\\lbrack{END}", "["), (rf"\\rbrack{END}", "]"),
         (r"\\[()\[\]]", ""),
-        (rf"\^\s*\{{?\s*(?:\\circ|\\degree){END}\s*\}}?|\\degree{END}|\\textdegree{END}", r"\\deg "),
+        (rf"\^\s*(?:\{{\s*\\(?:circ|degree){END}\s*\}}|\\(?:circ|degree){END})|\\degree{END}|\\textdegree{END}", r"\\deg "),
         (r"\\%", "%"), (r"\\\$|\$", ""),
         (rf"\\[,;:! ]|~|\\q?quad{END}", " "),
         (r"\\text\{\s*\}", " "), (r"\\text\{([^{}a-zA-Z]*\d[^{}a-zA-Z]*)\}|^\s*\\text\{([^{}]*\d[^{}]*)\}\s*$", r"\1\2"),
+        (r"^\s*(?:\\text\{ ?(?:approximately|about|roughly) ?\}|(?:approximately|about|roughly)(?![a-zA-Z]))", " "),
         (r"(?<![a-zA-Z\\])(?:np|numpy|math|sympy)\.(?=[a-z])", ""),
         (r"(?<![a-zA-Z\\])(arcsin|arccos|arctan|sin|cos|tan|log|ln|exp)(?=[\s({\\])", r"\\\1 "),
         (rf"(?<![a-zA-Z\\])pi{END}", r"\\pi "), (rf"(?<![a-zA-Z\\])(?:infinity|inf|oo){END}", r"\\infty "),

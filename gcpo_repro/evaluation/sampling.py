@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ..data import Reward, prompt_ids
+from ..data import prompt_ids
 from ..errors import UserError
+from ..rewards import Reward
 from ..scoring import eval_mode
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 import numpy as np
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 
 from ..errors import UserError
 
@@ -69,8 +71,9 @@ def pass_at_1(
         method: "t", mean ± t·se; "wilson", which stays within [0, 1] and has an interval where all answers are right or
             wrong; m = p̂(1 − p̂)/se² stands for the number of independent answers. At 30–40 problems and a mean beyond
             20–80% only "wilson" keeps its promise: in 4,000 repetitions of the Beta model (ρ = .6) it covers 93–97% where
-            n·min(p, 1 − p) ≥ 4.5 ("same": and samples ≥ 4). With one answer each the counts are binomial and no interval
-            covers evenly; at n = 30 this one, then Wilson's own, covers 92.4–97.5% at p = .1 … .9.
+            n·min(p, 1 − p) ≥ 4.5 ("same": and samples ≥ 4). Where each problem's number is 0 or 1 (one answer each) the
+            counts are binomial, and the mid-P interval takes its place: at n = 30 it covers 92.4–97.3% for all p in .1 … .9 and
+            93–97% at each multiple of .05, Wilson's own 92.1–97.4% with three times as many p below 93%.
 
     Raises:
         UserError: counts outside 0 … samples, an unknown choice, one sample with problems="same".
@@ -222,8 +225,8 @@ def _interval(
         worst = values.size * (samples // k)
     if method == "t" or not np.isfinite(found.se):
         return found
-    if len(values) == samples == 1:  # one answer each: a binomial number, whose variance its mean tells; z and n
-        return _wilson(found, n, np.inf)
+    if len(values) == 1 and samples == k and problems == "resampled":  # each 0 or 1: their number is binomial
+        return _mid_p(found, round(found.mean * n), n)
     p = found.mean
     return _wilson(found, p * (1 - p) / found.se**2 if found.se > 0 else worst, freedom)
 
@@ -235,6 +238,24 @@ def _same_problems(values: np.ndarray, spread: np.ndarray, each: int, level: flo
     freedom = float(spread.sum() ** 2 / (spread**2).sum() * each) if se else float(each)
     mean, half = float(values.mean()), float(scipy_stats.t.ppf((1 + level) / 2, freedom) * se)
     return Interval(mean, mean - half, mean + half, values.shape[1], level, se), freedom
+
+
+def _mid_p(found: Interval, right: int, n: int) -> Interval:
+    low, high = _mid_p_limits(right, n, found.level)
+    return Interval(found.mean, low, high, found.n, found.level, found.se)
+
+
+@lru_cache(maxsize=4096)
+def _mid_p_limits(right: int, n: int, level: float) -> tuple[float, float]:
+    """The p that leave more than (1 − level)/2 to counts beyond `right` of n, half of those equal to it included."""
+
+    def above(p: float) -> float:
+        return float(scipy_stats.binom.sf(right, n, p) + scipy_stats.binom.pmf(right, n, p) / 2)
+
+    tail = (1 - level) / 2
+    low = brentq(lambda p: above(p) - tail, 0, 1) if right > 0 else 0.0
+    high = brentq(lambda p: 1 - above(p) - tail, 0, 1) if right < n else 1.0
+    return float(low), float(high)
 
 
 def _wilson(found: Interval, m: float, freedom: float) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,11 +98,9 @@ def transformers_writer(model: Model, temperature: float, top_p: float) -> Write
 
 def vllm_writer(model: Model, temperature: float, top_p: float) -> Writer:
     """Batches through vLLM, each request with a seed of its own. Untested: the project's machines have no GPU."""
-    try:
-        vllm: Any = importlib.import_module("vllm")
-        lora_request: Any = importlib.import_module("vllm.lora.request")
-    except ImportError as error:
-        raise UserError('backend: vllm is not installed; pip install "gcpo-repro[vllm]", or use backend transformers') from error
+    require_backend("vllm")
+    vllm: Any = importlib.import_module("vllm")
+    lora_request: Any = importlib.import_module("vllm.lora.request")
     engine = vllm.LLM(model.source, revision=model.revision, enable_lora=model.adapter is not None)
     lora = None if model.adapter is None else lora_request.LoRARequest("adapter", 1, model.adapter)
 
@@ -118,6 +117,12 @@ def vllm_writer(model: Model, temperature: float, top_p: float) -> Writer:
 
 
 WRITERS = {"transformers": transformers_writer, "vllm": vllm_writer}
+
+
+def require_backend(backend: str) -> None:
+    """Raise UserError where the backend is not installed."""
+    if backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError('backend: vllm is not installed; pip install "gcpo-repro[vllm]", or use backend transformers')
 
 
 def _folder_hash(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
 GIVEN = {"q": "given q", "q,yn": "given q, y$_n$", "all": "and the other candidates"}
 REFERENCE = {"color": "#333333", "linewidth": 0.9}
+SIMULATED = "lines: closed form; points: simulation, bars: 95%"
 
 
 def residual_scatter(data: pd.DataFrame, tau: float) -> Figure:
@@ -44,35 +45,37 @@ def partial_correlations(data: pd.DataFrame) -> Figure:
         for axes, (panel, label) in zip(panels, labels.items(), strict=True):
             for k, (given, name) in enumerate(GIVEN.items()):
                 rows = data[(data["panel"] == panel) & (data["given"] == given)].sort_values("x")
-                axes.plot(rows["x"], rows["theory"], color=COLORS[k], label=name)
-                axes.errorbar(rows["x"], rows["simulated"], rows["error"], fmt=MARKERS[k], color=COLORS[k], markersize=3.5)
+                axes.plot(rows["x"], rows["theory"], color=COLORS[k])
+                axes.errorbar(rows["x"], rows["simulated"], rows["error"], **_look(k), label=name)
             axes.axhline(0, **REFERENCE)
             axes.set_xlabel(label)
         n = np.array([2, 12])
         panels[1].plot(np.arange(*n), -1 / (np.arange(*n) - 1), ":", **REFERENCE)
         panels[1].annotate("−1/(n − 1)", (3.1, -0.6), fontsize=7)
         panels[0].set_ylabel("correlation of y$_0$ and y$_1$")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        _legend_above(figure, panels[0], SIMULATED)
     return figure
 
 
 def rejection_rates(data: pd.DataFrame, level: float = 0.05) -> Figure:
     """`studies.rejection_rates`: size (given q) and power (given q, y_n) of the tests on each model."""
     models, tests = list(dict.fromkeys(data["model"])), list(dict.fromkeys(data["test"]))
+    counts = [data.loc[data["test"] == test, "repetitions"].iloc[0] for test in tests]
     with plt.style.context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(7.0, 2.7), sharey=True)
         titles = {"q": "Independent: rejections are false", "q,yn": "Dependent: rejections are right"}
         for axes, (given, title) in zip(panels, titles.items(), strict=True):
-            for k, test in enumerate(tests):
+            for k, (test, count) in enumerate(zip(tests, counts, strict=True)):
                 rows = data[(data["test"] == test) & (data["given"] == given)].set_index("model").loc[models]
                 x = np.arange(len(models)) + 0.2 * (k - (len(tests) - 1) / 2)
                 bars = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
-                axes.errorbar(x, rows["rate"], np.clip(bars, 0, 1), fmt=MARKERS[k], color=COLORS[k], capsize=2, label=test)
+                axes.errorbar(x, rows["rate"], np.clip(bars, 0, 1), fmt=MARKERS[k], color=COLORS[k], capsize=2,
+                              label=f"{test}, {count} data sets")  # fmt: skip
             axes.axhline(level, linestyle=":", **REFERENCE)
             axes.set_xticks(range(len(models)), [model.replace(" ", "\n", 1) for model in models])
             axes.set_title(title, loc="left")
         panels[0].set(ylabel=f"rejection rate at {level:g} (dotted)", ylim=(-0.03, 1.03))
-        panels[0].legend(loc="upper right")
+        _legend_above(figure, panels[0], "bars: 95% Wilson intervals over data sets")
     return figure
 
 
@@ -82,13 +85,13 @@ def reasoning(data: pd.DataFrame) -> Figure:
         figure, panels = plt.subplots(1, 2, figsize=(7.0, 2.5), sharey=True)
         for axes, (y_n, title) in zip(panels, {1: "y$_n$ right", 0: "y$_n$ wrong"}.items(), strict=True):
             for k, (n, rows) in enumerate(data[data["y_n"] == y_n].groupby("n")):
-                axes.plot(rows["p"], rows["theory"], color=COLORS[k], label=f"n = {n}")
-                axes.errorbar(rows["p"], rows["simulated"], rows["error"], fmt=MARKERS[k], color=COLORS[k], markersize=3.5)
+                axes.plot(rows["p"], rows["theory"], color=COLORS[k])
+                axes.errorbar(rows["p"], rows["simulated"], rows["error"], **_look(k), label=f"n = {n}")
             axes.axhline(0, **REFERENCE)
             axes.set(xlabel="probability that an answer is right")
             axes.set_title(title, loc="left")
         panels[0].set_ylabel("correlation of two answers")
-        panels[0].legend(loc="lower right")
+        _legend_above(figure, panels[0], SIMULATED)
     return figure
 
 
@@ -119,7 +122,17 @@ def theorem_1_and_corollary_2(gaps: pd.DataFrame, counter: pd.DataFrame) -> Figu
         _half(third)
         third.set(xlabel="slope b = 1/(2a)", ylabel="gain")
         third.set_title("f = a(y$_2$ − y$_1$): it can lose", loc="left")
+        figure.suptitle(f"{len(random)} random predictors; {SIMULATED}", fontsize=7.5, x=0.01, ha="left")
     return figure
+
+
+def _look(k: int) -> dict[str, Any]:
+    return {"fmt": MARKERS[k], "color": COLORS[k], "markersize": 3.5}
+
+
+def _legend_above(figure: Figure, axes: Any, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), title=title, alignment="left", title_fontsize=7.5)
 
 
 def _points(axes: Any, x: pd.Series, y: pd.Series, error: pd.Series, k: int) -> None:
@@ -138,8 +151,8 @@ def estimated_predictors(least_squares: pd.DataFrame, kernel: pd.DataFrame) -> F
         figure, panels = plt.subplots(1, 1 + len(extras), figsize=(7.0, 2.7))
         for k, (gap, name) in enumerate({1: "Theorem 1", 2: "Corollary 2"}.items()):
             rows = least_squares[least_squares["gap"] == gap]
-            panels[0].plot(rows["N"], rows["theory"], color=COLORS[k], label=name)
-            panels[0].errorbar(rows["N"], rows["simulated"], rows["error"], fmt=MARKERS[k], color=COLORS[k], markersize=3.5)
+            panels[0].plot(rows["N"], rows["theory"], color=COLORS[k])
+            panels[0].errorbar(rows["N"], rows["simulated"], rows["error"], **_look(k), label=name)
         panels[0].axhline(0, **REFERENCE)
         panels[0].set(xscale="log", xlabel="training rows N", ylabel="expected gain")
         panels[0].set_title("Least squares", loc="left")
@@ -156,6 +169,8 @@ def estimated_predictors(least_squares: pd.DataFrame, kernel: pd.DataFrame) -> F
             axes.minorticks_off()
             axes.set_title(f"Kernel, {extra:,} extra rows", loc="left")
         panels[1].legend()
+        said = "bars: 95%, of least squares over simulated fits, of kernel ridge over paired seeds (t)"
+        figure.suptitle(f"{said}; lines of least squares: closed form", fontsize=7.5, x=0.01, ha="left")
     return figure
 
 
@@ -165,9 +180,9 @@ def two_phis(data: pd.DataFrame) -> Figure:
     with plt.style.context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(7.0, 2.7))
         for k, kind in enumerate(("algorithm", "theorem")):
-            rows, look = data[data["kind"] == kind], {"color": COLORS[k], "fmt": MARKERS[k], "markersize": 3.5}
-            panels[0].plot(rows["L"], rows["risk theory"], color=COLORS[k], label=f"Φ of the {kind}")
-            panels[0].errorbar(rows["L"], rows["risk"], rows["risk error"], **look)
+            rows, look = data[data["kind"] == kind], _look(k)
+            panels[0].plot(rows["L"], rows["risk theory"], color=COLORS[k])
+            panels[0].errorbar(rows["L"], rows["risk"], rows["risk error"], **look, label=f"Φ of the {kind}")
             panels[1].plot(rows["L"], rows["slope theory"], color=COLORS[k])
             panels[1].errorbar(rows["L"], rows["slope"], rows["slope error"], **look)
             panels[2].plot(rows["L"], rows["cosine"], MARKERS[k] + "-", color=COLORS[k], markersize=3.5)
@@ -179,5 +194,5 @@ def two_phis(data: pd.DataFrame) -> Figure:
         panels[1].annotate("½: helps above", (8, 0.5), (0, 2), textcoords="offset points", fontsize=7, ha="right")
         for axes, name in zip(panels, ("risk of the target", "slope b", "mean cosine with y$_0$"), strict=True):
             axes.set(xlabel="integrated outputs L", ylabel=name)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        _legend_above(figure, panels[0], f"{SIMULATED} (cosine: simulated only)")
     return figure

@@ -14,11 +14,15 @@ from scipy.stats import norm
 from ..evaluation.stats import Interval, mean_interval, paired_gain, pass_at_1
 from ..provenance import write_json
 
+# Outside any style.context, which would undo the inline backend's interactive mode: notebooks then show only a first figure.
+plt.switch_backend(plt.get_backend())
 STYLE = str(Path(__file__).with_name("gcpo.mplstyle"))
 # One look per method in every figure: colour, line and marker differ, so that grey copies stay readable.
 LOOKS = {
     "grpo": {"color": "#0072B2", "linestyle": "--", "marker": "o", "label": "GRPO"},
     "gcpo": {"color": "#D55E00", "linestyle": "-", "marker": "s", "label": "GCPO"},
+    "dr_grpo": {"color": "#009E73", "linestyle": "-.", "marker": "^", "label": "Dr.GRPO"},
+    "gvpo": {"color": "#CC79A7", "linestyle": ":", "marker": "D", "label": "GVPO"},
 }
 
 
@@ -27,12 +31,18 @@ def save(figure: Figure, data: Any, path: str | Path) -> None:
 
     data: JSON's types, in which NaN is refused; tables (`pandas.DataFrame`) may stand in it, their NaN and ±inf become null.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    save_pictures(figure, path)
+    write_json(Path(path).with_suffix(".json"), _plain(data))
+
+
+def save_pictures(figure: Figure, path: str | Path) -> list[Path]:
+    """Save as PNG and SVG alone; the files."""
+    files = [Path(path).with_suffix(suffix) for suffix in (".png", ".svg")]
+    files[0].parent.mkdir(parents=True, exist_ok=True)
     with plt.style.context(STYLE):  # its resolution and its svg.hashsalt count only while a file is written
-        figure.savefig(path.with_suffix(".png"))
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})  # the same data, the same bytes
-    write_json(path.with_suffix(".json"), _plain(data))
+        figure.savefig(files[0])
+        figure.savefig(files[1], metadata={"Date": None})  # the same data, the same bytes
+    return files
 
 
 def _plain(data: Any) -> Any:
@@ -56,8 +66,8 @@ def learning_curve_data(results: dict[str, Any], level: float = 0.95) -> dict[st
         counts = [[e["counts"] for e in arm["evaluations"]] for arm in arms]
         held_out = np.array([[np.sum(c["correct"]) / (c["samples"] * len(c["correct"])) for c in row] for row in counts])
         curves[method] = {
-            "reward": _bands([step["step"] for step in arms[0]["steps"]], reward, level),
-            "pass_at_1": _bands([e["step"] for e in arms[0]["evaluations"]], held_out, level),
+            "reward": bands([step["step"] for step in arms[0]["steps"]], reward, level),
+            "pass_at_1": bands([e["step"] for e in arms[0]["evaluations"]], held_out, level),
         }
     config = results["config"]
     return {
@@ -67,7 +77,7 @@ def learning_curve_data(results: dict[str, Any], level: float = 0.95) -> dict[st
     }  # fmt: skip
 
 
-def _bands(steps: list[int], values: np.ndarray, level: float) -> dict[str, list]:
+def bands(steps: list[int], values: np.ndarray, level: float) -> dict[str, list]:
     """Mean and interval at each step; (seeds, steps) in."""
     intervals = [mean_interval(column, level) for column in values.T]
     single = len(values) == 1
@@ -85,7 +95,7 @@ def learning_curves(data: dict[str, Any]) -> Figure:
     uncertainty = f"bands, bars: {level} t intervals over {seeds} seeds" if seeds > 1 else "one seed, no interval"
     with plt.style.context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.8))
-        shifts = dict(zip(data["curves"], (-0.004, 0.004), strict=False))  # side by side, not on top
+        shifts = {method: 0.008 * k - 0.004 for k, method in enumerate(data["curves"])}  # side by side, not on top
         for method, curve in data["curves"].items():
             look = LOOKS[method]
             _draw(left, curve["reward"], {**look, "marker": "none"})
@@ -166,6 +176,7 @@ def upsilon_curves(data: dict[str, Any]) -> Figure:
             mean = np.ma.masked_invalid(values).mean(0).filled(np.nan)
             axes.plot(data["step"], mean, color=LOOKS["gcpo"]["color"])
             axes.set(xlabel="optimiser step", ylabel=label)
+        panels[1].set_title(f"thin: {len(values)} seeds, thick: mean", loc="left")
         panels[0].axhline(data["alpha"], color="#333333", linestyle=":", linewidth=0.9)
         panels[0].set_title(f"dotted: α = {data['alpha']:g}, the maximum", loc="left")
         panels[2].axhline(0.5, color="#333333", linestyle=":", linewidth=0.9)
@@ -192,7 +203,7 @@ def dependence_and_slope(data: dict[str, Any]) -> Figure:
     """Notebook 03: correlation of two candidates' correctness, and the slope b̂ of the two kinds of Φ.
 
     Args:
-        data: {"dependence": {n: {condition: {"r", "null_sd", "groups"}}}, "slope": {kind: {"value", "low", "high"}},
+        data: {"dependence": {n: {condition: {"r", "null_sd", "groups"}}}, "slope": {kind: {"value", "low", "high", "questions"}},
             "level", "model"}; conditions as in `CONDITIONS`.
     """
     half = norm.ppf((1 + data["level"]) / 2)
@@ -202,7 +213,8 @@ def dependence_and_slope(data: dict[str, Any]) -> Figure:
             x = np.arange(len(CONDITIONS)) + 0.16 * (2 * k - 1)
             r = np.array([found[condition]["r"] for condition in CONDITIONS])
             error = half * np.array([found[condition]["null_sd"] for condition in CONDITIONS])
-            left.errorbar(x, r, error, fmt="os"[k % 2], capsize=3, label=f"n = {n}")
+            left.errorbar(x, r, error, fmt="os"[k % 2], capsize=3,
+                          label=f"n = {n}, {found['q']['groups']:,} groups")  # fmt: skip
             for place, value, top in zip(x, r, r + error, strict=True):
                 left.annotate(f"{value:+.2f}", (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
         left.axhline(0, color="#333333", linewidth=0.9)
@@ -210,7 +222,7 @@ def dependence_and_slope(data: dict[str, Any]) -> Figure:
         left.set(ylabel="correlation of correctness", xlim=(-0.5, len(CONDITIONS) - 0.5))
         left.margins(y=0.12)
         left.set_title(f"Two candidates, {data['model']} policy (bars: {data['level']:.0%})", loc="left")
-        left.legend(loc="lower left")
+        left.legend(loc="center left")
         for place, found in enumerate(data["slope"].values()):
             error = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
             right.errorbar([place], [found["value"]], error, fmt="D", capsize=3, color="#009E73")
@@ -219,5 +231,6 @@ def dependence_and_slope(data: dict[str, Any]) -> Figure:
         right.annotate("½: helps above", (0.5, 0.5), (0, 3), textcoords="offset points", ha="center", fontsize=7)
         right.set_xticks(range(len(data["slope"])), [f"Φ of the {kind}" for kind in data["slope"]])
         right.set(ylabel="slope b̂", xlim=(-0.5, len(data["slope"]) - 0.5))
-        right.set_title(f"Does the projection predict? ({data['level']:.0%})", loc="left")
+        questions = next(iter(data["slope"].values()))["questions"]
+        right.set_title(f"Does it predict? {questions} questions ({data['level']:.0%})", loc="left")
     return figure

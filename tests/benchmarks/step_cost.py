@@ -109,19 +109,19 @@ def _synchronise() -> None:
 
 
 def extra_tokens(method: str, args: argparse.Namespace, tokens: int, query: int) -> tuple[int, int]:
-    """(read, decoded) tokens of one group beyond GRPO's; contexts share their prefix, integrations their prompt."""
+    """(read, decoded) tokens of one group beyond GRPO's, where nothing that the group shares is read twice.
+
+    z_i costs a decoded token each, π(y_i | q) nothing. The integration prompt is read once; y_n is decoded behind it, and
+    each x_i goes on from it where y_i stood, so that n (n − 1) / 2 candidates are read again.
+    """
     n, Q = args.group_size, query
-    if method == "fast":
-        L, K, K_n = 2, max(1, tokens // 8), max(1, tokens // 8)
-    else:
-        L, K, K_n = 2 if method == "full" else n, tokens, tokens
-    read = n * (Q + tokens)  # y_i given q
-    read += Q + n * (K + 1) + 1  # integration prompt, once
-    read += n * (Q + (n - 1) * (K + 1) + 1) + n * L * (min(K, K_n) + 1 + tokens)  # prefixes; ends and answers
-    decoded = L * K_n
-    if method == "literal":
+    L, K = {"fast": (2, max(1, tokens // 8)), "full": (2, tokens), "literal": (n, tokens)}[method]
+    read = Q + n * (K + 1) + 1  # integration prompt
+    read += n * (n - 1) // 2 * (K + 1) + n * L * (K + 2 + tokens)  # the rest of the prefixes; y_n and y_i behind them
+    decoded = n + L * K
+    if method == "literal":  # n rollouts from each context, which is read once more; then φ of each rollout
         decoded += n * L * n * tokens
-        read += n * L * (Q + (n - 1) * (K + 1) + K + 2) + n * L * n * (Q + tokens)  # rollouts' contexts once each; φ
+        read += n * L * (Q + n * (K + 1) + 1) + n * L * n * (Q + tokens)
     return read, decoded
 
 
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4, help="questions per step")
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--literal-tokens", type=int, default=0, help="answer length for the literal algorithm; 0 leaves it out")
+    parser.add_argument("--literal-tokens", type=int, default=16, help="answer length for the literal algorithm; 0 leaves it out")
     parser.add_argument("--model", default="", help="folder or Hub id; default: the toy policy's size, random weights")
     parser.add_argument("--quantization", default="none", choices=("none", "nf4", "int8"))
     parser.add_argument("--repeats", type=int, default=5)

@@ -361,15 +361,87 @@ LISTING = [
     (r"\text{even}", r"\text{even or odd}", False),
     ("5", "5, 5", True),
 ]
+# What careful graders were seen to get wrong: each row was once a wrong verdict here, or guards against the opposite one.
+REVIEWED = [
+    (r"\ln 2", r"\log 2", True),  # mathematics' log; the gold says which is meant
+    (r"\ln 2", r"\log_{10} 2", False),
+    (r"\ln 2 + i\pi / 3", r"\log 2 + \frac{i\pi}{3}", True),
+    (r"-\tau \ln \Delta", r"\tau\ln\frac{1}{\Delta}", True),
+    (r"-\tau \ln \Delta", r"\tau\ln\Delta", False),
+    ("5", r"5\text{th}", True),  # an ordinal is its number in all spellings
+    ("5", r"5^{\text{th}}", True),
+    ("5", "5th", True),
+    ("5", "6th", False),
+    ("5", r"5^{\circ}F", True),  # units that a bare gold leaves out: contract rule 3
+    ("30", r"30\text{ rad}", True),
+    (r"30^\circ", r"30\text{ rad}", False),
+    ("5", "5'", True),
+    ("5", "6'", False),
+    (r"15\mbox{ cm}^2", r"15\text{ cm}^3", False),
+    (r"15\mbox{ cm}^2", r"15\text{ square cm}", True),
+    (r"\frac{37}{4} m", r"\frac{37}{4} m/2", False),
+    ("5", "6 = 5", False),
+    ("5", "2 + 3 = 5", True),
+    ("5", "x = 2 + 4 = 5", False),
+    ("5", r"x = \frac{10}{2} = 5", True),
+    ("5", "5 = x", True),
+    ("5", r"6 \approx 5", False),
+    (r"\frac{\pi}{2}", r"\frac{\pi}{2} \approx 1.57", True),
+    ("1.41", r"\sqrt{2} \approx 1.41", True),
+    ("5", r"\text{approximately } 5", True),
+    ("1,234", "1, 234", False),
+    ("(1, 234)", "(1,234)", True),
+    ("5", r"\text{The answer is } 5", True),
+    ("5", r"\text{The answer is 5}", True),
+    ("5", r"\text{The final answer is } \frac{10}{2} \text{ cm}", True),
+    ("5", r"\text{The answer is not } 5", False),
+    (r"\text{even}", r"\text{The answer is even}", True),
+    ("3.14159", r"\pi", False),
+    ("3.1415926536", r"\pi", True),
+    ("0.6666667", r"\frac{2}{3}", True),
+    ("y", "y'", False),
+    ("f'(x)", "f(x)", False),
+    ("y''", r"y^{\prime\prime}", True),
+    (r"90^\circ", r"{90^\circ}", True),
+    (r"\text{(B)}", "B?", False),
+    (r"\text{(B)}", r"\text{B and C}", False),
+    (r"\text{(B)}", r"\text{(B)}/2", False),
+    ("p - q", r"p - q\text{ million}", False),
+    (r"\text{Navin}", r"\text{not Navin}", False),
+    ("t^2", "T^2", False),  # case tells symbols apart
+    (r"\Omega", r"\omega", False),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"I \frac{d\omega}{dt} = T - 2B\omega", True),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"I \frac{d\omega}{dt} = T + 2B\omega", False),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"-I \frac{d\omega}{dt}+2B\omega = T", False),
+    (r"y^{\prime}+r y-r x(t)=0", "y' = r(x(t) - y)", True),
+    (r"y^{\prime}+r y-r x(t)=0", "y' = r(x(t) + y)", False),
+    (r"y^{\prime}+r y-r x(t)=0", "y = r(x(t) - y)", False),
+    (r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", r"\frac{E_1+2E_2}{3}", True),
+    (r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", r"\frac{2E_1+E_2}{3}", False),
+    (r"m_{p} c^{2}\left(\gamma^{2}-1\right)", r"(\gamma^2-1) m_p c^2", True),
+    (r"m_{p} c^{2}\left(\gamma^{2}-1\right)", r"(\gamma^2-2) m_p c^2", False),
+    (r"\frac{10^{5} L_{\odot}}{M_{\odot}^{6}} M^{6}", r"\frac{10^5 L_\odot M^6}{M_\odot^6}", True),
+    (r"\frac{10^{5} L_{\odot}}{M_{\odot}^{6}} M^{6}", "10^5 L_\\odot", False),
+    (r"I(0) e^{-\frac{t}{R C}}", "I(0)e^{-t/(RC)}", True),
+    (r"I(0) e^{-\frac{t}{R C}}", "I(1)e^{-t/(RC)}", False),
+]
+TAGGED = [
+    ("5", "<answer>The answer is 5</answer>", True),
+    ("5", "<answer>Answer: $5$.</answer>", True),
+    ("5", "<answer>\nFirst 4, but then the answer is 5.\n</answer>", True),
+    ("5", "<answer>The answer is 5 or 6</answer>", False),
+    ("5", "<answer>The answer is 6</answer>", False),
+]
 CASES = {
     "thoughts": THOUGHTS,
     "boxes": BOXES,
     "statements": STATEMENTS,
+    "tags": TAGGED,
     **{
         name: [(gold, boxed(answer), right) for gold, answer, right in rows]
         for name, rows in {
             "numbers": NUMBERS, "units": UNITS, "structures": STRUCTURES, "algebra": ALGEBRA, "scientific": SCIENTIFIC,
-            "listing": LISTING,
+            "listing": LISTING, "reviewed": REVIEWED,
         }.items()
     },
 }  # fmt: skip

@@ -127,7 +127,8 @@ def changed(k, **columns):
         (changed(4, id="p2"), r"line 5 repeats the id 'p2' of .*aime24.jsonl, line 3; ids must be unique"),
         (changed(4, id=None), "line 5 has None in column 'id'"),
         (lambda rows: rows[:-1], "holds 29 problems, AIME 2024 has 30"),
-        (lambda rows: [*rows, {**rows[0], "id": "new"}], "holds 31 problems, AIME 2024 has 30"),
+        (lambda rows: [*rows, {**rows[0], "id": "new", "problem": "?"}], "holds 31 problems, AIME 2024 has 30"),
+        (changed(4, problem=" What is 2 +\n{1}? \u221a"), "line 5 repeats the problem of .*24.jsonl, line 3 under another id"),
         (lambda rows: [], "holds 0 problems"),
         (lambda rows: rows[:6] + [rows[6:8]] + rows[8:], "line 7 holds a list; every line must be an object"),
     ],
@@ -153,6 +154,16 @@ def test_broken_lines_are_told_with_their_number(line, message, tmp_path):
     (tmp_path / "aime24.jsonl").write_bytes(b"\n".join([*lines[:4], line, *lines[5:]]))
     with pytest.raises(UserError, match="aime24.jsonl, " + message):
         load("aime24", tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path):
+    path = write_jsonl(tmp_path / "aime24.jsonl", made_up("aime24"))
+    plain = load("aime24", path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load("aime24", path) == plain
+    path.write_bytes(path.read_text(encoding="utf-8-sig").encode("utf-16"))
+    with pytest.raises(UserError, match="line 1 is not UTF-8 .byte 1.; save the file as UTF-8"):
+        load("aime24", path)
 
 
 def test_blank_lines_count_but_are_no_rows(tmp_path):

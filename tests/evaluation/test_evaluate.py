@@ -367,12 +367,12 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def write_problems(folder, name, answer="7"):
-    rows = [{"id": f"p{k}", "problem": "1+" * (k % 7) + "1=?", "answer": answer} for k in range(REGISTRY[name].size)]
+    rows = [{"id": f"p{k}", "problem": "1+" * (k % 7) + f"{k}=?", "answer": answer} for k in range(REGISTRY[name].size)]
     if name == "humaneval":
         test = "def check(candidate):\n    assert candidate(2) == 3\n"
         rows = [
-            {"task_id": row["id"], "prompt": "def next_one(n):\n", "canonical_solution": "    return n + 1\n", "test": test,
-             "entry_point": "next_one"}
+            {"task_id": row["id"], "prompt": f"def next_one(n):\n    # {row['id']}\n", "test": test,
+             "canonical_solution": "    return n + 1\n", "entry_point": "next_one"}
             for row in rows
         ]  # fmt: skip
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -423,7 +423,7 @@ def test_mathematics_is_graded_counted_and_voted_on(tmp_path, scripted):
     result = evaluate_model("x", ("AIME 2024",), tmp_path / "out", **options)["benchmarks"][0]
     system = REGISTRY["aime24"].prompt.system
     assert shown == sorted(shown, key=len, reverse=True) and len(shown) == 150
-    assert set(shown) == {f"system:{system}\nuser:{'1+' * k}1=?\nassistant:" for k in range(7)}
+    assert set(shown) == {f"system:{system}\nuser:{'1+' * (k % 7)}{k}=?\nassistant:" for k in range(30)}
     assert result["prompt"] == f"system:{system}\nuser:{{problem}}\nassistant:"
     verdicts = lines_of(tmp_path / "out", "verdicts.jsonl")
     assert [v["correct"] for v in verdicts] == [True, False, True, False, False] * 30
@@ -558,7 +558,8 @@ def test_bad_arguments_are_told_before_anything_is_drawn(change, message, tmp_pa
 def test_without_vllm_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r'vllm is not installed; pip install "gcpo-repro\[vllm\]"'):
-        evaluate_model(out=tmp_path, **TOY, backend="vllm")
+        evaluate_model(out=tmp_path / "out", **TOY, backend="vllm")
+    assert not (tmp_path / "out").exists()
 
 
 def test_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):

@@ -12,11 +12,13 @@ import time
 from collections import Counter
 
 import psutil
+import pyarrow.parquet
 import pytest
 
 from gcpo_repro import UserError
 from gcpo_repro.evaluation.grading import grade
-from gcpo_repro.evaluation.grading_pool import CRASHED, Pool, Worker, grade_file
+from gcpo_repro.evaluation.grading_files import Golds, Verdicts, examine
+from gcpo_repro.evaluation.grading_pool import CRASHED, MEMORY, Pool, Worker, grade_file
 
 TOWER = r"\boxed{9^{9^{9^9}}}"
 GOLDS = {"a": r"\frac{1}{2}", "b": "x+1", "c": "(1,2)"}
@@ -167,9 +169,9 @@ def test_hostile_rows_cost_no_other_row_and_workers_change_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a", "response": "1"', "line 3: not JSON"),
-        ("[" * 100_000, "line 3: not JSON"),
-        ("[1]", "line 3: a JSON list, not an object"),
+        ('{"id": "a", "response": "1"', "line 3 is broken JSON"),
+        ("[" * 100_000, "line 3 is broken JSON"),
+        ("[1]", "line 3 holds a list; every line must be an object"),
         ('{"response": "1"}', "line 3: no 'id' among 'response'; add it"),
         ('{"id": "a", "text": "1"}', "line 3: no 'response' among 'id', 'text'"),
         (
@@ -180,12 +182,17 @@ def test_hostile_rows_cost_no_other_row_and_workers_change_nothing(tmp_path):
         ('{"id": "a", "response": ["1"]}', "line 3: the response is a list"),
         ('{"id": "z", "response": "1", "gold": "$$ $$"}', "line 3: the gold answer of id 'z' is empty"),
         ('{"id": "z", "response": "1", "gold": ""}', "line 3: the gold answer of id 'z' is empty"),
+        ('{"id": "z", "response": "1", "gold": true}', "line 3: the gold True is a bool; give one string or finite number"),
+        ('{"id": "z", "response": "1", "gold": ["1"]}', r"line 3: the gold \['1'\] is a list"),
+        ('{"id": "z", "response": "1", "gold": NaN}', "line 3: the gold nan is a float"),
+        ('{"id": "a", "response": "1", "sample": {}}', "line 3: the sample {} is a dict"),
+        ('{"id": false, "response": "1"}', "line 3: id False is a bool"),
     ],
 )
 def test_a_bad_row_is_told_with_its_line_before_anything_is_graded(tmp_path, line, message):
     good = {"id": "a", "response": r"\boxed{1}"}
     source = write(tmp_path / "responses.jsonl", [good, "", line, good])
-    with pytest.raises(UserError, match=f"responses: .*responses.jsonl', {message}"):
+    with pytest.raises(UserError, match=f"responses: .*responses.jsonl, {message}"):
         grade_file("aime24", source, tmp_path / "out.jsonl", golds=GOLDS)
     assert [path.name for path in tmp_path.iterdir()] == ["responses.jsonl"]
 
@@ -198,7 +205,7 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="has no rows"):
         grade_file("aime24", source, out, golds=GOLDS)
     source.write_bytes(b'{"id": "a", "response": "1"}\n{"id": "a", "response": "\xff"}\n')
-    with pytest.raises(UserError, match="line 2: not UTF-8 .byte 26."):
+    with pytest.raises(UserError, match="line 2 is not UTF-8 .byte 26.; save"):
         grade_file("aime24", source, out, golds=GOLDS)
     write(source, ROWS)
     with pytest.raises(UserError, match="out: .* is the file of responses"):
@@ -212,16 +219,87 @@ def test_files_that_cannot_be_used(tmp_path):
     assert read(source) == ROWS and not out.exists()
 
 
-def test_an_interrupted_run_leaves_the_older_verdicts(tmp_path, monkeypatch):
-    source, out = write(tmp_path / "responses.jsonl", ROWS), write(tmp_path / "out.jsonl", ["older"])
+def test_a_parquet_file_and_a_byte_order_mark_are_read(tmp_path):
+    whole = [{"id": str(row["id"]), **{key: row.get(key) for key in ("sample", "response")}} for row in ROWS[:4]]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), tmp_path / "r.parquet", row_group_size=2)
+    (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in whole).encode())
+    summaries = [grade_file("aime24", tmp_path / f"r.{kind}", tmp_path / kind, golds=GOLDS) for kind in ("parquet", "jsonl")]
+    assert summaries[0] == summaries[1] and summaries[0]["rows"] == 4 and summaries[0]["correct"] == 2
+    assert (tmp_path / "parquet").read_bytes() == (tmp_path / "jsonl").read_bytes()
+    content = (tmp_path / "r.parquet").read_bytes()
+    (tmp_path / "r.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="responses: .*r.parquet is torn or no Parquet"):
+        grade_file("aime24", tmp_path / "r.parquet", tmp_path / "out", golds=GOLDS)
+    assert not (tmp_path / "out").exists()
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("gcpo_repro.evaluation.grading_pool.os.replace", interrupt)
+class Asked:
+    """Counts the rows that children are asked to grade, and may stop the grading after some."""
+
+    def __init__(self, monkeypatch):
+        self.texts, self.stop_after, plain = [], None, Worker.grade
+
+        def grade(worker, requests, limit):
+            if self.stop_after is not None and len(self.texts) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.texts += [text for text, _, _ in requests]
+            return plain(worker, requests, limit)
+
+        monkeypatch.setattr(Worker, "grade", grade)
+
+
+def test_a_stopped_grading_goes_on_where_it_was(tmp_path, monkeypatch):
+    rows = [{"id": k, "gold": str(k), "response": rf"\boxed{{{k - k % 3 % 2}}}"} for k in range(300)]
+    source, whole, out = write(tmp_path / "r.jsonl", rows), tmp_path / "whole.jsonl", write(tmp_path / "out.jsonl", ["older"])
+    expected = grade_file("gsm8k", source, whole, golds={})
+    asked = Asked(monkeypatch)
+    asked.stop_after = 128
     with pytest.raises(KeyboardInterrupt):
-        grade_file("aime24", source, out, golds=GOLDS)
-    assert out.read_text() == "older\n" and len(list(tmp_path.iterdir())) == 2
+        grade_file("gsm8k", source, out, golds={})
+    (partial,) = tmp_path.glob("out.jsonl.*.partial")
+    assert out.read_text() == "older\n"  # the older verdicts stay until the new ones are complete
+    kept = partial.read_bytes().splitlines(keepends=True)
+    assert len(kept) == 128 and b"".join(kept) == b"".join(whole.read_bytes().splitlines(keepends=True)[:128])
+    partial.write_bytes(b"".join(kept[:100]) + kept[100][:20])  # torn by a power cut
+    asked.stop_after, asked.texts = None, []
+    assert grade_file("gsm8k", source, out, golds={}) == expected
+    assert asked.texts == [row["response"] for row in rows[100:]]
+    assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_grading_of_other_rows_golds_or_limits_starts_anew(tmp_path, monkeypatch):
+    asked, out = Asked(monkeypatch), tmp_path / "out.jsonl"
+    base = {"rows": [{"id": k, "response": str(k)} for k in range(70)], "golds": {k: str(k) for k in range(70)}, "limit": 5.0}
+    other_rows = [*base["rows"][:69], {"id": 69, "response": "7"}]
+    changes = [{}, {"rows": other_rows}, {"golds": {**base["golds"], 0: "1"}}, {"limit": 4.0}]
+    for change in changes:
+        case = {**base, **change}
+        asked.stop_after, asked.texts = 64, []
+        with pytest.raises(KeyboardInterrupt):
+            grade_file("gsm8k", write(tmp_path / "r.jsonl", case["rows"]), out, golds=case["golds"], limit=case["limit"])
+        assert len(asked.texts) == 64, change
+    assert len(list(tmp_path.glob("*.partial"))) == len(changes)
+
+
+def test_one_process_writes_a_file_of_verdicts(tmp_path):
+    source = write(tmp_path / "r.jsonl", ROWS)
+    partial = tmp_path / f"o.jsonl.{examine(source, Golds('aime24', None, GOLDS), [5.0, MEMORY])[1][:16]}.partial"
+    with Verdicts(partial), pytest.raises(UserError, match="out: another process is writing .*partial"):
+        grade_file("aime24", source, tmp_path / "o.jsonl", golds=GOLDS)
+    grade_file("aime24", source, tmp_path / "o.jsonl", golds=GOLDS)
+    assert {path.name for path in tmp_path.iterdir()} == {"r.jsonl", "o.jsonl"}
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    source = write(tmp_path / "r.jsonl", ROWS)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device.; what was graded is kept"):
+        patch.setattr(os, "replace", full)
+        grade_file("aime24", source, tmp_path / "o.jsonl", golds=GOLDS)
+    asked = Asked(monkeypatch)
+    assert grade_file("aime24", source, tmp_path / "o.jsonl", golds=GOLDS)["rows"] == 8 and not asked.texts
 
 
 @pytest.mark.skipif(not os.environ.get("GCPO_DATA"), reason="GCPO_DATA names no folder with the benchmark files")

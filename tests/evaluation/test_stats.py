@@ -140,9 +140,23 @@ def test_several_seeds_on_the_same_problems_are_each_their_own_answers():
 
 
 @pytest.mark.parametrize("c, n", [(0, 30), (1, 30), (13, 40), (164, 164), (300, 1319)])
-def test_one_answer_each_is_scipys_wilson(c, n):
+def test_one_answer_each_is_the_mid_p_interval(c, n):
+    """By the Clopper–Pearson interval's own definition as beta quantiles: mid-P lies between that of c and those of c ± 1."""
     found = pass_at_1([1] * c + [0] * (n - c), 1, method="wilson")
-    assert (found.low, found.high) == pytest.approx(scipy_stats.binomtest(c, n).proportion_ci(method="wilson"), abs=1e-12)
+    exact = scipy_stats.binomtest(c, n).proportion_ci(method="exact")
+    assert exact.low <= found.low <= found.mean <= found.high <= exact.high
+    if c > 0:
+        upper = [scipy_stats.binom.sf(k, n, found.low) for k in (c - 1, c)]  # P(X ≥ c), P(X > c)
+        assert sum(upper) / 2 == pytest.approx(0.025, abs=1e-9)
+    if c < n:
+        lower = [scipy_stats.binom.cdf(k, n, found.high) for k in (c, c - 1)]
+        assert sum(lower) / 2 == pytest.approx(0.025, abs=1e-9)
+
+
+def test_pass_at_all_samples_is_binomial_too():
+    counts = [0, 4, 1, 0, 2, 0, 0, 3]
+    found, single = pass_at_k(counts, 4, 4, method="wilson"), pass_at_1([int(c > 0) for c in counts], 1, method="wilson")
+    assert (found.mean, found.low, found.high) == pytest.approx((single.mean, single.low, single.high))
 
 
 @pytest.mark.parametrize("problems, freedom", [("resampled", 3), ("same", None)])
@@ -165,12 +179,19 @@ def test_all_right_still_leaves_an_interval():
     assert others.high == same.high == 1
 
 
-def test_exact_coverage_of_binomial_counts():
-    """n = 30, one answer each: the sum over all counts of their probability, where the interval holds p."""
-    found = [pass_at_1([1] * c + [0] * (30 - c), 1, method="wilson") for c in range(31)]
+def binomial_coverage(n, probabilities):
+    """Exact: for each p the sum over all counts of their probability, where the interval holds p."""
+    found = [pass_at_1([1] * c + [0] * (n - c), 1, method="wilson") for c in range(n + 1)]
     low, high = np.array([(i.low, i.high) for i in found]).T
-    for p in np.linspace(0.1, 0.9, 161):
-        assert 0.924 <= scipy_stats.binom.pmf(np.arange(31), 30, p)[(low <= p) & (p <= high)].sum() <= 0.975
+    return [scipy_stats.binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in probabilities]
+
+
+@pytest.mark.parametrize("n", [30, 40, 164, 272])
+def test_exact_coverage_of_binomial_counts(n):
+    cells = binomial_coverage(n, np.arange(2, 19) / 20)
+    assert 0.93 <= min(cells) and max(cells) <= 0.97
+    everywhere = np.array(binomial_coverage(n, np.linspace(0.1, 0.9, 801)))
+    assert 0.924 <= everywhere.min() and everywhere.max() <= 0.98 and np.mean(everywhere < 0.93) < 0.01
 
 
 def covered(n, k, p, problems, trials, seed, rho=0.6):
@@ -188,7 +209,10 @@ def test_benchmarks_intervals_cover(n, k, p, problems):
     assert abs(covered(n, k, p, problems, 1500, 0) - 0.95) < 0.02
 
 
-RATES = {30: (0.15, 0.25, 0.5, 0.85), 40: (0.3, 0.72, 0.84), 164: (0.65, 0.9), 272: (0.25, 0.45), 500: (0.8, 0.9), 1319: (0.926,)}
+RATES = {
+    30: (0.15, 0.3, 0.45, 0.5, 0.6, 0.85), 40: (0.3, 0.7, 0.85), 164: (0.65, 0.9),
+    272: (0.25, 0.45), 500: (0.8, 0.9), 1319: (0.926,),
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -184,7 +184,10 @@ def dependence():
         n: {key: {"r": value, "null_sd": 0.02, "groups": 500} for key, value in zip(figures.CONDITIONS, values, strict=True)}
         for n, values in r.items()
     }
-    slope = {"algorithm": {"value": 0.19, "low": -0.07, "high": 0.44}, "theorem": {"value": 0.46, "low": 0.27, "high": 0.64}}
+    slope = {
+        "algorithm": {"value": 0.19, "low": -0.07, "high": 0.44, "questions": 192},
+        "theorem": {"value": 0.46, "low": 0.27, "high": 0.64, "questions": 192},
+    }
     return {"dependence": found, "slope": slope, "level": 0.95, "model": "toy"}
 
 

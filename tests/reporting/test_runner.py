@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from gcpo_repro import provenance
 from gcpo_repro.errors import UserError
-from gcpo_repro.reporting import runner
+from gcpo_repro.reporting import execution, run_folders, runner
 
 SEED = "seed = 1  # of every draw"
 
@@ -43,6 +43,7 @@ class Clone:
 
     def reproduce(self, **options: Any) -> bool:
         self.said.clear()
+        options = {"with_report": False} | options  # test_report.py looks at the page
         return runner.reproduce(notebooks=self.notebooks, echo=self.said.append, **options)
 
     def json(self, name: str) -> dict[str, Any]:
@@ -75,17 +76,17 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No kernels: every notebook succeeds at once. The names of those that would have run."""
     started: list[str] = []
 
-    def execute(job: runner._Job, log: Any) -> Any:
-        assert not (job.folder / runner.MARKER).exists(), "a notebook that runs must not look finished"
-        started.append(job.name)
-        nb = nbformat.read(job.notebook, as_version=4)
+    def execute(notebook: Path, folder: Path, parameters: dict[str, Any], log: Any) -> Any:
+        assert not (folder / runner.MARKER).exists(), "a notebook that runs must not look finished"
+        started.append(notebook.stem)
+        nb = nbformat.read(notebook, as_version=4)
         nb.metadata.papermill = nbformat.from_dict({"exception": None})
         for cell in nb.cells:
             cell.execution_count = 1
-        (job.folder / job.notebook.name).write_text("executed")
+        (folder / notebook.name).write_text("executed")
         return nb
 
-    monkeypatch.setattr(runner, "_through_papermill", execute)
+    monkeypatch.setattr(runner, "through_papermill", execute)
     return started
 
 
@@ -121,7 +122,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         patch.setenv("JUPYTER_PATH", str(clone.notebooks / "jupyter"))
         patch.setenv("PATH", "/usr/bin:/bin")
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        assert clone.reproduce() is False
+        assert clone.reproduce(with_report=True) is False
     return clone
 
 
@@ -164,12 +165,21 @@ def test_kernel_name_of_another_machine_does_not_matter(ran: Clone) -> None:
 )
 def test_failures(ran: Clone, name: str, reason: str) -> None:
     assert not (ran.out / name / "success.json").exists()
+    assert reason in ran.json(f"{name}/failure.json")["reason"]
     assert (ran.out / name / f"{name}.ipynb").exists()
     assert any(name in line and "FAILED" in line and reason in line for line in ran.said)
     summary = ran.said[ran.said.index("5 of 7 notebooks failed:") :]
     assert any(line.startswith(f"  {name}: {reason}") for line in summary)
     assert f"    log: {ran.out / name / 'log.txt'}" in summary
     assert all("\n" not in line for line in ran.said)
+
+
+def test_the_last_step_is_a_report_also_after_failures(ran: Clone) -> None:
+    assert ran.said[-1] == f"report: {ran.out / 'report/index.html'}"
+    front, problems = ((ran.out / "report" / name).read_text() for name in ("index.html", "problems.html"))
+    assert "2 of 7 notebooks succeeded." in front
+    assert "the kernel died" in problems and "RuntimeError: no such benchmark" in problems
+    assert json.loads((ran.out / "report/report.json").read_text())["warnings"] == []
 
 
 def test_log_tells_the_failure(ran: Clone) -> None:
@@ -192,7 +202,7 @@ def test_interrupt_and_lock(clone: Clone) -> None:
     clone.add("01_after", "1")
     script = (
         "from gcpo_repro import provenance; from gcpo_repro.reporting import runner; import sys\n"
-        f"try: runner.reproduce(notebooks={str(clone.notebooks)!r})\n"
+        f"try: runner.reproduce(notebooks={str(clone.notebooks)!r}, with_report=False)\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(runner.__file__).parents[2])}
@@ -213,12 +223,12 @@ def test_interrupt_and_lock(clone: Clone) -> None:
     assert process.returncode == 130
     assert complaints == ""
     assert f"interrupted: what succeeded is kept in {clone.out}; the same command goes on" in said
-    assert not runner._alive(kernel, time.time())
+    assert not run_folders.alive(kernel, time.time())
     assert not (clone.out / "00_sleeps/success.json").exists()
     run = clone.json("run.json")
     assert (run["state"], run["notebooks"]["00_sleeps"]) == ("interrupted", "interrupted")
     assert run["notebooks"]["01_after"] == "pending"
-    with runner._locked(clone.out):  # the lock went with its process
+    with run_folders.locked(clone.out):  # the lock went with its process
         pass
 
 
@@ -428,21 +438,22 @@ def test_marker_is_written_last(clone: Clone, kernels: list[str], monkeypatch: p
     def crash(*_: Any) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(runner, "_through_papermill", crash)
+    monkeypatch.setattr(runner, "through_papermill", crash)
     assert not clone.reproduce(force=True)
     assert not (clone.out / "00_a/success.json").exists(), "the old marker must go before a new run"
+    assert clone.json("00_a/failure.json")["reason"] == "RuntimeError: in the middle"
     assert clone.said[-2] == "  00_a: RuntimeError: in the middle"
 
 
 def test_progress_is_plain_and_rare(clone: Clone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said: list[str] = []
     with (tmp_path / "log.txt").open("w") as file:
-        log = runner._Log(file, "[1/1] 05", said.append)
+        log = execution.Log(file, "[1/1] 05", said.append)
         for index in range(100):
             log.cell_started(None, index)
             log.write(f"step {index}\n")
         assert said == []
-        monkeypatch.setattr(runner, "SECONDS_BETWEEN_LINES", 0.0)
+        monkeypatch.setattr(execution, "SECONDS_BETWEEN_LINES", 0.0)
         log.write("10%\r20%\n")
     assert said == ["[1/1] 05: cell 100, 0 s: 20%"]
     assert (tmp_path / "log.txt").read_text().startswith("step 0\nstep 1\n")
@@ -521,6 +532,7 @@ def test_list_runs(tmp_path: Path) -> None:
     folder("older", None, "config.json")
     folder("partly", None, "00_a/success.json", "01_b/log.txt")
     folder("notes", None, "ideas.txt")
+    folder("page", None, "report.json", "_downloads/1/results.json")  # a report of a run is no run
     found = {run["name"]: (run["kind"], run["state"]) for run in runner.list_runs(tmp_path)}
     assert found == {
         "cpu": ("reproduce", "done"),
@@ -541,5 +553,5 @@ def test_list_runs(tmp_path: Path) -> None:
 
 
 def test_inherited_process_number_is_not_alive() -> None:
-    assert runner._alive(os.getpid(), time.time())
-    assert not runner._alive(os.getpid(), time.time() - 10**6)  # written long before this process began
+    assert run_folders.alive(os.getpid(), time.time())
+    assert not run_folders.alive(os.getpid(), time.time() - 10**6)  # written long before this process began
