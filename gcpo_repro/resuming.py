@@ -74,7 +74,7 @@ class Saver(TrainerCallback):
             )
         changed = [name for name in ("code", "versions", "processes") if state.get(name) != self.identity.get(name)]
         if changed:
-            print(f"note: {', '.join(changed)} changed since {checkpoint.name}; the rest may differ from an uninterrupted training's")
+            print(f"note: {', '.join(changed)} changed since {checkpoint.name}; the results may not be those of one run")
         self.saved, self.epochs = state["step"], state["epochs"]
         self.earlier_seconds, self.resumed_at = state["seconds"], [*state["resumed_at"], state["step"]]
         for callback in self._recorders():

@@ -1,9 +1,7 @@
 """The memory estimate against transformers' own counts, tensors that autograd really saves, and measured peaks (slow)."""
 
 import dataclasses
-import os
 import shutil
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -249,10 +247,8 @@ def test_quantised_weights_cannot_all_be_trained(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak counter")
 @pytest.mark.parametrize("case", ["5M-none", "5M-nf4", "40M-none", "40M-nf4", "150M-none", "150M-nf4", "40M-none-checkpointing"])
-def test_the_estimate_is_within_a_fifth_of_the_measured_peak(case, monkeypatch):
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    sys.modules.pop("benchmarks.memory", None)
-    from benchmarks.memory import measured_apart
+def test_the_estimate_is_within_a_fifth_of_the_measured_peak(case):
+    from tests.benchmarks.memory import measured_apart
 
     found = measured_apart(case)
     assert found["weights_estimated_mb"] == pytest.approx(found["weights_mb"], rel=0.02)

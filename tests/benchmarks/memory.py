@@ -72,6 +72,8 @@ def make(settings: Any, folder: str) -> Any:
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
+    if settings.gradient_checkpointing:  # Trainer.train() would do this
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     return trainer
 
 
