@@ -213,6 +213,13 @@ def test_select_narrows():
 # What makes a result stale
 
 
+# Settings that mean something, and may be changed, only beside these.
+COLOCATED = {"use_vllm": True, "quantization": "none"}
+WITH_VLLM = {name: COLOCATED for name in ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length")}
+WITH_VLLM |= {"vllm_server_base_url": {**COLOCATED, "vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"}}
+WITH_VLLM |= {"use_vllm": {"quantization": "none"}}
+
+
 def changed(name, value):
     match value:
         case 64 if name == "device_batch_size":
@@ -233,11 +240,17 @@ def changed(name, value):
             return value + "x"
 
 
-@pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Settings) if item.name not in NOT_SHAPING])
+SHAPING = [item.name for item in dataclasses.fields(Settings) if item.name not in {*NOT_SHAPING, "vllm_mode"}]
+
+
+@pytest.mark.parametrize("name", SHAPING)
 def test_every_setting_is_in_the_fingerprint(name):
-    settings = Settings()
+    start = WITH_VLLM.get(name, {})
+    settings = Settings(**start)
     other = dataclasses.replace(settings, **{name: changed(name, getattr(settings, name))})
-    assert fingerprint(other) != fingerprint(settings) == fingerprint(Settings())
+    assert fingerprint(other) != fingerprint(settings) == fingerprint(Settings(**start))
+    if name == "vllm_server_base_url":  # the mode changes only together with the address
+        assert fingerprint(Settings(**COLOCATED)) != fingerprint(settings)
 
 
 def test_the_number_of_workers_and_other_arms_does_not_make_an_arm_stale():
@@ -381,9 +394,9 @@ def test_a_missing_or_corrupt_model_folder(tmp_path):
     """The real arm: it fails before any training."""
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "config.json").write_text("{")
-    for name, remedy in (("absent", "no such folder"), ("corrupt", "the folder holds .*config.json")):
+    for name, remedy in (("absent", "no such folder"), ("corrupt", "cannot be read .*config.json")):
         settings = dataclasses.replace(ONE, model=str(tmp_path / name))
-        with pytest.raises(UserError, match=f"model: '.*{name}' could not be loaded .*{remedy}"):
+        with pytest.raises(UserError, match=f"model: .*{name}'.* {remedy}"):
             run_arm(settings, tmp_path / "out")
         assert state(tmp_path / "out") == "failed" and not (tmp_path / "out" / "results.json").exists()
 

@@ -79,9 +79,58 @@ def test_audit_numbers_are_computed():
     assert (averages["verdict"] == "inconsistent").sum() == 4 and "four printed averages" in TEXT
 
 
+def resume_rows():
+    """Where it was killed, and for num_iterations 1 and 2: from which step it went on, and whether the result is the same."""
+    found = json.loads((DATA / "resume.json").read_text())["rows"]
+    places: dict[str, list[list[dict]]] = {}
+    for row in found:
+        place = "at a random time" if row["killed"].startswith("at a random time") else row["killed"]
+        places.setdefault(place, [[], []])[row["num_iterations"] - 1].append(row)
+    said = []
+    for place, cells in places.items():
+        texts = []
+        for cell in cells:
+            same = "identical" if all(row["identical"] for row in cell) else "DIFFERENT"
+            torn = ", past a torn checkpoint" if any(row["torn_checkpoint_found"] for row in cell) else ""
+            texts.append(f"{same} (from step {', '.join(str(row['resumed_at']) for row in cell)}{torn})")
+        said.append([place, *texts])
+    return said
+
+
+def memory_rows():
+    cases = json.loads((DATA / "memory.json").read_text())["cases"]
+    return [
+        [
+            name.replace("-", " parameters, "), f"{case['weights_estimated_mb']:.0f} / {case['weights_mb']:.0f}",
+            f"{case['estimated_mb']:.0f} / {case['measured_mb']:.0f}", f"{case['ratio']:.2f}",
+        ] for name, case in cases.items()
+    ]  # fmt: skip
+
+
+def cost_rows():
+    """A GCPO step in GRPO steps of the same run: measured, and its token floor; memory that steps add."""
+    rows = []
+    for name in ("cost_n4", "cost_n8"):
+        run = json.loads((DATA / f"{name}.json").read_text())
+        size = f"n = {run['config']['group_size']}, {run['config']['tokens']} tokens"
+        for method, label in (("fast", "fast"), ("full", "whole answers, L = 2")):
+            rows.append([
+                size, label, f"{run[f'{method}_ratio']:.2f}", f"{run[f'{method}_floor_ratio']:.2f}",
+                f"{run[f'{method}_memory_ratio']:.2f}",
+            ])  # fmt: skip
+        short = f"n = {run['config']['group_size']}, {run['literal_tokens']} tokens"
+        rows.append([short, "to the letter, n³ rollouts", f"{run['literal_ratio']:.0f}", "–", "–"])
+    return rows
+
+
+@pytest.mark.parametrize("column, rows", [("killed", resume_rows), ("a step: estimated / measured, MB", memory_rows), ("token floor", cost_rows)])
+def test_measured_tables_are_the_committed_numbers(column, rows):
+    assert table_with(column) == rows()
+
+
 def test_functions_and_tests_of_the_table_exist():
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    for _, function, test, notebooks in table_with("function"):
+    for _, function, test, notebooks in table_with("test"):
         module, name = re.fullmatch(r"`(\w+)\.(\w+)`", function).groups()
         assert re.search(rf"^(?:def|class) {name}\b", (ROOT / f"gcpo_repro/{module}.py").read_text(), re.MULTILINE), function
         assert f"def {test.strip('`')}(" in tests, test

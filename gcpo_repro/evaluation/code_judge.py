@@ -133,8 +133,9 @@ def short(value: Any) -> str:
 
 
 def clean(text: Any) -> str:
-    """One line that any file can hold: lone surrogates escaped, at most 300 characters."""
-    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())[:300]
+    """One line that any file and terminal can hold: lone surrogates escaped, no control character, at most 300 characters."""
+    line = " ".join(str(text)[:3000].encode("utf-8", "backslashreplace").decode().split())[:300]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def describe(error: BaseException) -> str:
@@ -190,19 +191,29 @@ def too_much(scratch: str) -> str | None:
     if len(descendants(os.getpid())) > PROCESSES:
         return f"more than {PROCESSES} processes"
     folders, size, entries = [scratch], 0, 0
-    try:
-        while folders:
+    while folders:
+        try:
             for entry in os.scandir(folders.pop()):
                 entries += 1
-                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                size += bytes_of(entry)
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 if entries > SCRATCH_ENTRIES or size > SCRATCH_BYTES:
                     return f"more than {SCRATCH_ENTRIES} files or {SCRATCH_BYTES >> 20} MiB in its folder"
-    except OSError as error:
-        if len(error.filename or "") > 4000:  # nested so deeply that no path reaches it
-            return "folders nested without end"
+        except PermissionError:
+            return "a folder that hides what is in it"
+        except OSError as error:  # gone meanwhile; or
+            if len(error.filename or "") > 4000:  # nested so deeply that no path reaches it
+                return "folders nested without end"
     return None
+
+
+def bytes_of(entry: os.DirEntry[str]) -> int:
+    """On the disk; 0 where it is gone meanwhile: a file that comes and goes must not end the count."""
+    try:
+        return entry.stat(follow_symlinks=False).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def start_clock(candidate: Candidate, timeout: float, scratch: str) -> None:

@@ -5,8 +5,8 @@ Runs under `python -I`; standard library only, and no import of the package. Lin
 * namespaces: its own user, network and IPC namespace: no interface, not even loopback, and no power over other processes.
 * landlock: reads only Python's own files, writes only the scratch folder, no TCP, no signal to a process outside.
 * capabilities: root's powers dropped for good.
-* seccomp: no new process or program, no socket, no signal, no tracing, no change of owners, modes and times. Where Landlock
-  is missing or old, no file can be opened for writing at all.
+* seccomp: no new process or program, no socket, no signal (nor a file or pipe that sends one), no tracing, no System V memory,
+  no change of owners, modes, flags and times. Where Landlock is missing or old, no file can be opened for writing at all.
 * limits: address space, CPU seconds, file size, open files, threads (the last does not bind root).
 """
 
@@ -46,9 +46,13 @@ _DENIED = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
     "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
-    "setxattrat": (463, 463), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
-    # memory that outlives or escapes the limits; ways into the kernel
-    "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180), "memfd_create": (319, 279),
+    "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    # System V's memory and queues, whose numbers can be guessed: without a namespace those of the user's other processes
+    "shmget": (29, 194), "shmctl": (31, 195), "shmat": (30, 196), "msgget": (68, 186), "msgctl": (71, 187),
+    "msgsnd": (69, 189), "msgrcv": (70, 188), "semget": (64, 190), "semctl": (66, 191), "semop": (65, 193),
+    "semtimedop": (220, 192), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # memory that escapes the limits; ways into the kernel
+    "memfd_create": (319, 279),
     "memfd_secret": (447, 447), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219), "add_key": (248, 217),
     "request_key": (249, 218),
@@ -60,6 +64,7 @@ _FILE_CHANGES = {
     "symlinkat": (266, 36), "truncate": (76, 45),
 }  # fmt: skip
 _OPEN, _OPENAT, _CLONE, _CLONE3, _PRLIMIT = (2, None), (257, 56), (56, 220), (435, 435), (302, 261)
+_FCNTL, _IOCTL, _PRCTL = (72, 25), (16, 29), (157, 167)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -83,6 +88,8 @@ def raise_walls(wanted: Collection[str], scratch: str, seconds: int, memory_mb: 
         "seccomp": lambda: _seccomp(may_write=found["landlock"] == "in force" and _landlock_version() >= 3),
     }
     for wall in WALLS:
+        if wall == "seccomp":
+            _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the judge; the walls before reset it, this one keeps it
         if wall not in wanted:
             found[wall] = "not asked for"
             continue
@@ -92,7 +99,6 @@ def raise_walls(wanted: Collection[str], scratch: str, seconds: int, memory_mb: 
         except (OSError, AttributeError) as error:  # AttributeError: a C library without the call
             found[wall] = f"not in force: {error}"
     _limit(seconds, memory_mb)
-    _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the judge; after the walls, which reset it
     return found | {"limits": "in force"}
 
 
@@ -181,13 +187,14 @@ def _filter(column: int, machine: int, may_write: bool) -> list[bytes]:
     def op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("HBBI", code, if_true, if_false, value)
 
-    def on_argument(call: tuple[int | None, int | None], argument: int, mask: int, deny_if_set: bool) -> list[bytes]:
+    def on_argument(call: tuple[int | None, int | None], argument: int, test: int, value: int, denied: bool) -> list[bytes]:
+        """Deny a call if the test of its argument's lower half holds (`denied`) or if it does not, and allow it otherwise."""
         number = call[column]
         if number is None:
             return []
-        skip = (0, 1) if deny_if_set else (1, 0)
-        test = [op(load, 16 + 8 * argument), op(any_bit, mask, *skip), op(give, deny), op(give, allow)]
-        return [op(equal, number, 0, len(test)), *test]
+        skip = (0, 1) if denied else (1, 0)
+        steps = [op(load, 16 + 8 * argument), op(test, value, *skip), op(give, deny), op(give, allow)]
+        return [op(equal, number, 0, len(steps)), *steps]
 
     program = [op(load, 4), op(equal, machine, 1, 0), op(give, kill), op(load, 0)]
     if column == 0:
@@ -197,8 +204,13 @@ def _filter(column: int, machine: int, may_write: bool) -> list[bytes]:
         if number is not None:
             program += [op(equal, number, 0, 1), op(give, deny)]
     program += [op(equal, _CLONE3[column], 0, 1), op(give, missing)]  # the C library then uses clone, whose flags show
-    program += on_argument(_CLONE, 0, 0x10000, deny_if_set=False)  # CLONE_THREAD
-    program += on_argument(_PRLIMIT, 0, 0xFFFFFFFF, deny_if_set=True)  # the limits of another process
+    program += on_argument(_CLONE, 0, any_bit, 0x10000, denied=False)  # CLONE_THREAD
+    program += on_argument(_PRLIMIT, 0, any_bit, 0xFFFFFFFF, denied=True)  # the limits of another process
+    program += on_argument(_PRCTL, 0, equal, 1, denied=True)  # PR_SET_PDEATHSIG: to outlive the judge
+    # F_SETOWN, F_SETOWN_EX, F_SETSIG (8 to 15): a pipe that sends any signal to any process of this user
+    program += on_argument(_FCNTL, 1, any_bit, 8, denied=True)
+    program += on_argument(_IOCTL, 1, any_bit, 0xFFFFAB00, denied=True)  # all but a terminal's, 0x54..: FIOSETOWN, files' flags
     if not may_write:
-        program += on_argument(_OPEN, 1, _WRITING, deny_if_set=True) + on_argument(_OPENAT, 2, _WRITING, deny_if_set=True)
+        program += on_argument(_OPEN, 1, any_bit, _WRITING, denied=True)
+        program += on_argument(_OPENAT, 2, any_bit, _WRITING, denied=True)
     return [*program, op(give, allow)]

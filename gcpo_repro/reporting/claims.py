@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,23 @@ from scipy.stats import norm
 from ..evaluation.stats import Interval, mean_interval
 from .paper_figures import gradient_norm_data
 from .printed_claims import arithmetic_lines, base_lines, cells, gain_lines
-from .verdicts import AGREES, DISAGREES, UNDECIDED, Z_95, Line, Row, differs, equals, every, inside, plus_minus, shown, unmeasured
+from .statements import count
+from .verdicts import (
+    AGREES,
+    DISAGREES,
+    UNDECIDED,
+    Z_95,
+    Line,
+    Row,
+    differs,
+    equals,
+    every,
+    inside,
+    plus_minus,
+    positive,
+    shown,
+    unmeasured,
+)
 
 OTHER_TASK = "another model and task than the paper's: only the direction is compared"
 
@@ -176,9 +191,9 @@ def _better(averages: pd.DataFrame, method: str, results: dict[str, Any] | None)
         return unmeasured(*claim, "training", f"no results of {method} beside GCPO (gcpo-repro train)")
     first, second = (_final(results, each) for each in (name, "gcpo"))
     config, difference = results["config"], mean_interval(100 * (second - first))
-    sample = (f"{config['model']} policy, {difference.n} seeds × {config['eval_questions']} questions × {config['eval_samples']} "
-              "answers; 95% t over paired seeds")  # fmt: skip
-    return *claim, f"{shown(difference, '+.1f')} points", sample, inside(difference, 0), OTHER_TASK
+    sample = (f"{config['model']} policy, {count(difference.n, 'seed')} × {config['eval_questions']} questions × "
+              f"{config['eval_samples']} answers; 95% t over paired seeds")  # fmt: skip
+    return *claim, f"{shown(difference, '+.1f')} points", sample, positive(difference), OTHER_TASK
 
 
 def _final(results: dict[str, Any], method: str) -> np.ndarray:
@@ -194,7 +209,7 @@ def _points(sweeps: dict[str, Any] | None, sweep: str) -> dict[Any, np.ndarray]:
 
 def _sweep_sample(sweeps: dict[str, Any], compared: int) -> str:
     together = f", {compared} comparisons together" if compared > 1 else ""
-    return (f"{sweeps['config']['model']} policy, {len(sweeps['seeds'])} seeds × {sweeps['questions']} questions × "
+    return (f"{sweeps['config']['model']} policy, {count(len(sweeps['seeds']), 'seed')} × {sweeps['questions']} questions × "
             f"{sweeps['samples']} answers; 95% t over paired seeds{together}")  # fmt: skip
 
 
@@ -203,14 +218,14 @@ def _ablation(method: str, printed: float, sweeps: dict[str, Any] | None, name: 
     points = _points(sweeps, "ablation")
     if not sweeps or not {"full", name} <= set(points):
         return unmeasured(*claim, "sweeps")
-    loss = mean_interval(points[name] - points["full"])
-    return *claim, f"{shown(loss, '+.1f')} points", _sweep_sample(sweeps, 1), inside(loss, -inf, 0), OTHER_TASK
+    worth = mean_interval(points["full"] - points[name])
+    return *claim, f"GCPO − it: {shown(worth, '+.1f')} points", _sweep_sample(sweeps, 1), positive(worth), OTHER_TASK
 
 
-def _differences(points: dict[Any, np.ndarray], best: Any) -> list[Interval]:
+def _differences(points: dict[Any, np.ndarray], best: Any) -> dict[Any, Interval]:
     """`best` minus each other value, over paired seeds, at 95% for all together; in points."""
     others = [value for value in points if value != best]
-    return [mean_interval(points[best] - points[value], 1 - 0.05 / len(others)) for value in others]
+    return {value: mean_interval(points[best] - points[value], 1 - 0.05 / len(others)) for value in others}
 
 
 def _best(name: str, symbol: str, place: str, chosen: float, sweeps: dict[str, Any] | None) -> Row:
@@ -218,11 +233,11 @@ def _best(name: str, symbol: str, place: str, chosen: float, sweeps: dict[str, A
     points = _points(sweeps, name)
     if not sweeps or chosen not in points or len(points) < 2:
         return unmeasured(*claim, "sweeps")
-    means = {value: seeds.mean() for value, seeds in points.items()}
-    top, found = max(means, key=means.__getitem__), _differences(points, chosen)
-    verdict = every(inside(x, 0) for x in found)
-    text = f"{symbol} = {chosen:g}: {means[chosen]:.1f}%; highest at {symbol} = {top:g}: {means[top]:.1f}%"
-    return *claim, text, _sweep_sample(sweeps, len(found)), verdict, OTHER_TASK
+    found = _differences(points, chosen)
+    rival = min(found, key=lambda value: found[value].mean)
+    text = (f"{points[chosen].mean():.1f}%; best of the others {symbol} = {rival:g}: {points[rival].mean():.1f}%, "
+            f"difference {shown(found[rival], '+.1f')} points")  # fmt: skip
+    return *claim, text, _sweep_sample(sweeps, len(found)), every(map(positive, found.values())), OTHER_TASK
 
 
 def _negligible(margin: float, sweeps: dict[str, Any] | None) -> Row:
@@ -231,10 +246,9 @@ def _negligible(margin: float, sweeps: dict[str, Any] | None) -> Row:
     if not sweeps or "cosine" not in points or len(points) < 2:
         return unmeasured(*claim, "sweeps")
     found = _differences(points, "cosine")
-    text = "; ".join(f"cosine − {value}: {shown(x, '+.1f')}" for value, x in zip(
-        [value for value in points if value != "cosine"], found, strict=True))  # fmt: skip
+    text = "; ".join(f"cosine − {value}: {shown(x, '+.1f')}" for value, x in found.items())
     reason = f"negligible: below {margin:.1f} points, the least average gain that the paper counts"
-    return *claim, text, _sweep_sample(sweeps, len(found)), every(inside(x, -margin, margin) for x in found), reason
+    return *claim, text, _sweep_sample(sweeps, len(found)), every(inside(x, -margin, margin) for x in found.values()), reason
 
 
 def _norms(results: dict[str, Any] | None) -> Row:
@@ -244,7 +258,7 @@ def _norms(results: dict[str, Any] | None) -> Row:
     curves = gradient_norm_data(results)["curves"]
     ratio = float(np.median(np.array(curves["gcpo"]["mean"]) / np.array(curves["grpo"]["mean"])))
     text = f"norm of GCPO / norm of GRPO, median step: {ratio:.2f}; α = {results['config']['alpha']:g}"
-    sample = f"{len(curves['gcpo']['step'])} steps × {len(results['config']['seeds'])} seeds; no interval"
+    sample = f"{count(len(curves['gcpo']['step']), 'step')} × {count(len(results['config']['seeds']), 'seed')}; no interval"
     return *claim, text, sample, UNDECIDED, "nothing is printed to compare with; a norm α times as large is what B = A·α gives"
 
 

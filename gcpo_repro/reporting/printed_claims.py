@@ -14,7 +14,7 @@ from ..evaluation.power import RHO, variance
 from ..evaluation.published import COLUMNS, SIZES
 from ..evaluation.stats import Interval
 from .tables import measured
-from .verdicts import AGREES, DISAGREES, UNDECIDED, Row, equals, inside, plus_minus, shown, unmeasured
+from .verdicts import AGREES, DISAGREES, UNDECIDED, Row, equals, plus_minus, positive, shown, unmeasured
 
 
 def cells(published: pd.DataFrame, table: str, column: str) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def gain_lines(data: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _noise(bound: float, x: Interval) -> tuple[str, str, str, str]:
-    verdict = inside(x, 0)
+    verdict = positive(x)
     reason = "beyond the noise" if verdict == AGREES else "within the noise that one sample per problem has; unproven, not false"
     return f"noise ±{bound:.1f} points", f"computed: 2 standard errors, problems resampled, ρ = {RHO:g}", verdict, reason
 

@@ -40,6 +40,11 @@ def inside(x: Interval, low: float, high: float = inf) -> str:
     return DISAGREES if x.high < low or x.low > high else UNDECIDED
 
 
+def positive(x: Interval) -> str:
+    """The claim: the quantity is above 0, such as a gain. A tie decides nothing."""
+    return AGREES if x.low > 0 else DISAGREES if x.high < 0 else UNDECIDED
+
+
 def equals(x: Interval, value: float, tolerance: float) -> str:
     """The claim: the quantity is `value`. Agrees only if the interval is narrow enough to see a deviation of `tolerance`."""
     if not x.low <= value <= x.high:

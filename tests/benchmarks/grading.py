@@ -1,41 +1,65 @@
-r"""Grading MATH500's golds, boxed in a sentence, against themselves and against their neighbours: answers per second.
+r"""Grading MATH500's golds, boxed in a sentence, against themselves and against one another: answers per second.
 
-Our grading in one process beside plain math-verify in one process on the same pairs, then files with 1, 2, … workers.
-Run: GCPO_DATA=FOLDER python tests/benchmarks/grading.py [WORKERS…]
+Our grading in one process beside plain math-verify in one process on the same pairs; then files with 1, 2, … workers, the CPU
+seconds of parent and children counted: answers per CPU second are what compares with math-verify on one core.
+Run: GCPO_DATA=FOLDER python tests/benchmarks/grading.py [--workers 1 2] [--out FILE.json]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
+import resource
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from math_verify import parse, verify
 
+from gcpo_repro import provenance
 from gcpo_repro.evaluation.grading import grade
 from gcpo_repro.evaluation.grading_pool import Worker, grade_file
 
 Pairs = list[tuple[str, str]]  # gold, response
+SHIFTS = 12  # of the golds against one another, in the file of ordinary answers
+
+
+def golds() -> list[str]:
+    with open(Path(os.environ["GCPO_DATA"]) / "math500.jsonl", encoding="utf-8") as file:
+        return [json.loads(line)["answer"] for line in file]
+
+
+def respelled(gold: str) -> str:
+    return gold.replace(r"\frac", r"\dfrac").replace(" ", r"\, ").replace("(", r"\left( ").replace(")", r" \right)")
+
+
+def boxed(right: list[str], answers: list[str]) -> Pairs:
+    return [(gold, rf"So, after all, the answer is $\boxed{{{answer}}}$.") for gold, answer in zip(right, answers, strict=True)]
 
 
 def pairs() -> dict[str, Pairs]:
-    with open(Path(os.environ["GCPO_DATA"]) / "math500.jsonl", encoding="utf-8") as file:
-        golds = [json.loads(line)["answer"] for line in file]
-    respelled = [
-        gold.replace(r"\frac", r"\dfrac").replace(" ", r"\, ").replace("(", r"\left( ").replace(")", r" \right)")
-        for gold in golds
-    ]
-    neighbours = golds[1:] + golds[:1]
+    right = golds()
     return {
-        name: [
-            (gold, rf"So, after all, the answer is $\boxed{{{answer}}}$.") for gold, answer in zip(golds, answers, strict=True)
-        ]
-        for name, answers in (("the gold", golds), ("respelled", respelled), ("another gold", neighbours))
+        "the gold": boxed(right, right),
+        "respelled": boxed(right, [respelled(gold) for gold in right]),
+        "another gold": boxed(right, right[1:] + right[:1]),
     }
+
+
+def files() -> dict[str, Pairs]:
+    """What is graded as files; ordinary: a third each is the gold, respelled, and another gold."""
+    right = golds()
+    same = boxed(right, right)
+    ordinary = SHIFTS * [*same, *boxed(right, [respelled(gold) for gold in right])]
+    for k in range(1, SHIFTS + 1):
+        ordinary += boxed(right, right[k:] + right[:k])
+    return {
+        "ordinary": ordinary, "the gold only": 40 * same,
+        "algebra only": [("x^2+2x+1", rf"\boxed{{(x+1)^2+{k}-{k}}}") for k in range(800)],
+    }  # fmt: skip
 
 
 def plain(gold: str, response: str) -> bool:
@@ -59,36 +83,72 @@ def one_worker(cases: Pairs) -> float:
     return rate
 
 
-def file_seconds(cases: Pairs, workers: int) -> float:
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def file_seconds(cases: Pairs, workers: int) -> tuple[float, float]:
+    """Wall and CPU seconds of grading a file."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "responses.jsonl"
         rows = [{"id": k, "gold": gold, "response": response} for k, (gold, response) in enumerate(cases)]
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        start = time.perf_counter()
+        start, used = time.perf_counter(), cpu_seconds()
         grade_file("math500", source, Path(folder) / "out.jsonl", golds={}, workers=workers)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, cpu_seconds() - used
 
 
-def main(workers: list[int]) -> None:
-    cases = pairs()
+def single() -> list[dict[str, Any]]:
+    """One process each, on the same pairs."""
     plain("1", "$1$"), grade("$x+1$", "$1+x$")  # imports, and the start of the child
-    print("answers/s      math-verify     grade()   one child   ratio   right: math-verify, grade()")
-    for name, part in cases.items():
+    rows = []
+    for name, part in pairs().items():
         theirs, their_right = timed(plain, part)
         ours, our_right = timed(lambda gold, response: grade(response, gold), part)
-        child = one_worker(part)
-        print(f"{name:13s} {theirs:12.0f} {ours:11.0f} {child:11.0f} {child / theirs:7.1f}   {their_right:5d} {our_right:10d}")
-    hard = [("x^2+2x+1", rf"\boxed{{(x+1)^2+{k}-{k}}}") for k in range(800)]
-    print(f"\n{len(hard)} answers that need algebra, as a file; the start of the workers is taken off (measured on one row)")
-    first = 0.0
-    for n in workers:
-        start = file_seconds(hard[:1], n)
-        seconds = file_seconds(hard, n) - start
-        first = first or seconds
-        print(
-            f"{n:3d} workers: start {start:5.2f} s, then {seconds:6.2f} s: {first / seconds:5.2f} times as fast as {workers[0]}"
-        )
+        rows.append({
+            "answers": name, "pairs": len(part), "math_verify_per_second": theirs, "grade_per_second": ours,
+            "child_per_second": one_worker(part), "math_verify_correct": their_right, "grade_correct": our_right,
+        })  # fmt: skip
+    return rows
+
+
+def scaling(workers: list[int]) -> list[dict[str, Any]]:
+    """Whole files; the start of the workers, measured on one row, is taken off both clocks."""
+    rows: list[dict[str, Any]] = []
+    for name, cases in files().items():
+        for n in workers:
+            start, start_cpu = file_seconds(cases[:1], n)
+            wall, cpu = file_seconds(cases, n)
+            first = next((r["seconds"] for r in rows if r["file"] == name), wall - start)
+            rows.append({
+                "file": name, "answers": len(cases), "workers": n, "start_seconds": start, "seconds": wall - start,
+                "cpu_seconds": cpu - start_cpu, "per_second": len(cases) / (wall - start),
+                "per_cpu_second": len(cases) / (cpu - start_cpu), "speed_up": first / (wall - start),
+            })  # fmt: skip
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print("  ".join(rows[0]))
+    for row in rows:
+        print("  ".join(f"{value:{max(len(key), 8)}.5g}" if isinstance(value, float) else f"{value!s:{len(key)}}"
+                        for key, value in row.items()))  # fmt: skip
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default: 1 2)")
+    arguments.add_argument("--out", type=Path, help="a JSON file with the numbers and where they come from")
+    asked = arguments.parse_args()
+    started, one, many = time.time(), single(), scaling(asked.workers)
+    show(one)
+    show(many)
+    if asked.out:
+        where = provenance.record({"workers": asked.workers, "shifts": SHIFTS}, 0, started)
+        provenance.write_json(asked.out, {**where, "kind": "grading throughput", "one_process": one, "files": many})
 
 
 if __name__ == "__main__":
-    main([int(n) for n in sys.argv[1:]] or [1, 2])
+    main()

@@ -25,6 +25,7 @@ from gcpo_repro.reporting.verdicts import (
     equals,
     every,
     inside,
+    positive,
     shown,
 )
 
@@ -67,6 +68,14 @@ def test_one_value_needs_an_interval_that_could_have_seen_a_deviation():
     assert equals(interval(-5, 5), 0, 0.2) == UNDECIDED
     assert equals(interval(0.1, 5), 0, 9) == DISAGREES
     assert [differs(interval(*x), 0) for x in ((0.1, 1), (-1, -0.1), (-1, 1))] == [AGREES, AGREES, UNDECIDED]
+
+
+def test_better_is_more_than_a_tie():
+    assert [positive(interval(*x)) for x in ((0.1, 1), (-1, 1), (0, 0), (-1, -0.1))] == [
+        AGREES, UNDECIDED, UNDECIDED, DISAGREES,
+    ]  # fmt: skip
+    same = {value: [0.7, 0.7, 0.7] for value in (1.0, 2.0)}
+    assert one(lines(sweeps=sweeps(alpha=same)), "α = 2 is the best")["verdict"] == UNDECIDED
 
 
 def test_all_of_several_claims():
