@@ -270,17 +270,17 @@ def compare(found: Reading, reference: Reading | None, answers: np.ndarray, draw
         return own
     difference = found.upsilon - reference.upsilon
     rank = rank_correlations(found.upsilon, reference.upsilon, answers)
-    projections = found.upsilon - found.centroid, reference.upsilon - reference.centroid
     varied = found.varied & reference.varied
-    projection = rank_correlations(*(values[varied] for values in projections), answers[varied])
+    ours, theirs = (one.upsilon[varied] - one.centroid[varied] for one in (found, reference))
+    projection = rank_correlations(ours, theirs, answers[varied])
     changed = order_changed(found.weighted, reference.weighted, answers)
-    theirs = reference.log_rho[~np.isnan(reference.log_rho)]
+    known = reference.log_rho[~np.isnan(reference.log_rho)]
     return {
         **_interval("rank", rank, draws, seed), **_interval("projection", projection, draws, seed),
         **_interval("bias", difference.mean(1), draws, seed), "rms": float(np.sqrt(np.square(difference).mean())),
         "order changed": float(changed.mean()) if len(changed) else np.nan, "order changed groups": len(changed),
-        "log_rho correlation": float(np.corrcoef(tokens, theirs)[0, 1]) if tokens.std() * theirs.std() > 0 else np.nan,
-        "log_rho rms": float(np.sqrt(np.square(tokens - theirs).mean())), **own,
+        "log_rho correlation": float(np.corrcoef(tokens, known)[0, 1]) if tokens.std() * known.std() > 0 else np.nan,
+        "log_rho rms": float(np.sqrt(np.square(tokens - known).mean())), **own,
     }  # fmt: skip
 
 

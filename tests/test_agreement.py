@@ -75,10 +75,14 @@ def test_a_reading_agrees_with_itself_and_a_shift_is_its_bias(reading, written):
     assert "rank" not in agreement.compare(found, None, answers), "nothing to compare the reference with"
 
 
-def test_state_and_pi_ref_against_slow_passes(policy, written, reading):
+@pytest.mark.parametrize("ragged", [False, True])
+def test_state_and_pi_ref_against_slow_passes(policy, written, ragged):
     """Every context on its own, by the plain forward pass; Eq. 8, 11 and 13 from the pure functions."""
     model, tokenizer = policy
-    found = reading("state, L = n")
+    if ragged:  # one answer broken off after three tokens; its state must be read again
+        written = agreement.Written([written.candidates[0][:3], *written.candidates[1:]], None, written.y_n)
+    state = agreement.Setting("", "", {})
+    found = agreement.read(model, tokenizer, ROWS, toy.exact_reward, state, written, COMMON)
     reader = Reader(policy_forward(model), tokenizer.pad_token_id)
     builder = ContextBuilder(tokenizer, **toy.TEMPLATE, strip=[tokenizer.eos_token_id, tokenizer.pad_token_id])
     for g, row in enumerate(ROWS):
@@ -98,6 +102,7 @@ def test_state_and_pi_ref_against_slow_passes(policy, written, reading):
         log_rho = projected_reference(logps_x, under_q.logps, under_q.mask)[0] - under_q.logps
         log_rho[under_q.mask == 0] = torch.nan
         width = found.log_rho.shape[2]
+        assert np.isnan(found.log_rho[g]).any() == (ragged and g == 0)
         np.testing.assert_allclose(found.log_rho[g], log_rho[:, :width], atol=1e-3)
         assert found.varied[g] == (len(set(map(tuple, y_n))) > 1)
 

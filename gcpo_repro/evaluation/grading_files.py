@@ -126,9 +126,9 @@ class Verdicts:
         self.file.truncate(whole)
         return kept
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, rows: list[dict[str, Any]]) -> None:
         try:
-            self.file.write(json.dumps(row).encode() + b"\n")
+            self.file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
             self.file.flush()
         except OSError as error:
             raise self._unwritable(error) from error

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -110,18 +109,25 @@ class Worker:
     def _line(self, seconds: float) -> bytes:
         """The child's next line, b"" when it ends or lets `seconds` pass."""
         assert self.child is not None and self.child.stdout is not None
-        descriptor, deadline = self.child.stdout.fileno(), time.monotonic() + seconds
+        if b"\n" not in self.buffer and not self._fill(self.child, time.monotonic() + seconds):
+            return b""
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return line
+
+    def _fill(self, child: subprocess.Popen[bytes], deadline: float) -> bool:
+        """Read until there is a whole line; False when the child ends or the deadline passes before."""
+        assert child.stdout is not None
+        descriptor = child.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while b"\n" not in self.buffer:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return b""
+                    return False
                 if not (data := os.read(descriptor, 1 << 16)):
-                    self.child.wait()
-                    return b""
+                    child.wait()
+                    return False
                 self.buffer += data
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return line
+        return True
 
 
 class Pool:
@@ -204,17 +210,18 @@ def grade_file(
     with Pool(workers, memory) as pool, Verdicts(partial) as verdicts:
         for row in verdicts.kept:
             tally.add(row)
-        for row in _grade_rows(islice(requests(source, known), len(verdicts.kept), None), pool, limit, workers):
-            verdicts.append(row)
-            tally.add(row)
+        for graded in _grade_rows(islice(requests(source, known), len(verdicts.kept), None), pool, limit, workers):
+            verdicts.append(graded)
+            for row in graded:
+                tally.add(row)
         verdicts.finish(target)
     return {"benchmark": benchmark, **tally.summary()}
 
 
 def _grade_rows(
     asked: Iterator[tuple[dict, Request]], pool: Pool, limit: float, workers: int
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Each row with its verdict, in order; a few batches for each worker are on their way at a time."""
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """The rows with their verdicts, batch by batch in order; a few batches for each worker are on their way at a time."""
     waiting: deque[tuple[list[dict], Future[list[Verdict]]]] = deque()
     batches = _batches(asked)
     while True:
@@ -223,8 +230,7 @@ def _grade_rows(
         if not waiting:
             return
         rows, verdicts = waiting.popleft()
-        for row, verdict in zip(rows, verdicts.result(), strict=True):
-            yield {**row, **asdict(verdict)}
+        yield [{**row, **vars(verdict)} for row, verdict in zip(rows, verdicts.result(), strict=True)]
 
 
 def _batches(asked: Iterator[tuple[dict, Request]]) -> Iterator[list[tuple[dict, Request]]]:

@@ -42,7 +42,7 @@ def _read_jsonl(path: Path, argument: str) -> Iterator[Located]:
             except UnicodeDecodeError as error:
                 raise UserError(f"{argument}: {where} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
             except (ValueError, RecursionError) as error:
-                said = str(error)[:100]
+                said = f"{error.msg}, character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)[:100]
                 raise UserError(f"{argument}: {where} is broken JSON ({said}); mend it: one object with named columns") from None
             if not isinstance(row, dict):
                 kind = type(row).__name__

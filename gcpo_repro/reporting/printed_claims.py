@@ -70,7 +70,7 @@ def _score(base: str, column: str, source: str, score: float, printed: str, gain
     sample = f"{x.n} problems × {found[0]['samples']} answers, seed {found[0]['seed']}; 95%, problems resampled"
     verdict = equals(x, score, gain)
     reason = f"an interval wider than GCPO's gain of {gain:.1f} points decides nothing" if verdict == UNDECIDED else ""
-    return *claim, f"{shown(x, '.1f')}%", sample, verdict, reason
+    return *claim, f"{shown(x, '.1f')} per cent", sample, verdict, reason
 
 
 def arithmetic_lines(data: Mapping[str, Any]) -> Iterator[Row]:

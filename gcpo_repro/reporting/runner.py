@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = ["PROFILES", "declared_parameters", "list_runs", "notebooks_folder", "
 
 PROFILES = ("smoke", "cpu", "t4", "gpu24", "gpu80", "paper")
 PACKAGE = Path(__file__).resolve().parents[1]
+READS_RUN = "reads-run"  # tag of a cell that reads what other notebooks of the run wrote
 
 
 def notebooks_folder() -> Path:
@@ -113,6 +114,7 @@ class _Job:
     parameters: dict[str, Any]  # what papermill injects
     effective: dict[str, Any]  # those and the notebook's defaults
     inputs: str
+    reads_run: bool  # what the other notebooks left in the run is an input, too
 
     @property
     def name(self) -> str:
@@ -165,7 +167,17 @@ def _job(notebook: Path, file: Path, folder: Path, package: str) -> _Job:
     inputs = hashlib.sha256(json.dumps([cells, parameters, package]).encode()).hexdigest()
     # The output folder is no input: moving the results must not make them stale.
     place = {"out_dir": str(folder)} if "out_dir" in defaults else {}
-    return _Job(notebook, folder, parameters | place, defaults | parameters | place, inputs)
+    reads_run = any(READS_RUN in cell.metadata.get("tags", []) for cell in read_notebook(notebook).cells)
+    return _Job(notebook, folder, parameters | place, defaults | parameters | place, inputs, reads_run)
+
+
+def _with_results(job: _Job) -> _Job:
+    """The job as it is now: its inputs change with the results of the others in the run, if it reads them."""
+    if not job.reads_run:
+        return job
+    others = sorted(path for path in job.folder.parent.glob(f"[0-9][0-9]_*/{MARKER}") if path.parent != job.folder)
+    told = [[path.parent.name, path.read_text()] for path in others]
+    return replace(job, inputs=hashlib.sha256(json.dumps([job.inputs, told]).encode()).hexdigest())
 
 
 def _package_hash() -> str:
@@ -208,6 +220,7 @@ def _execute_all(jobs: list[_Job], run: _Run, force: bool, echo: Echo) -> bool:
     failed: dict[str, str] = {}
     try:
         for number, job in enumerate(jobs, 1):
+            job = _with_results(job)
             label = f"[{number}/{len(jobs)}] {job.name}"
             if not force and marker(job.folder).get("inputs") == job.inputs:
                 echo(f"{label}: skipped, it succeeded before with the same inputs (--force runs it again)")

@@ -11,6 +11,8 @@ import argparse
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from gcpo_repro.evaluation.grading import grade
 from gcpo_repro.evaluation.grading_pool import Worker, grade_file
 
 Pairs = list[tuple[str, str]]  # gold, response
-SHIFTS = 12  # of the golds against one another, in the file of ordinary answers
+ROUNDS = 10  # answers of each kind to each problem, in the file of ordinary answers
 
 
 def golds() -> list[str]:
@@ -50,12 +52,13 @@ def pairs() -> dict[str, Pairs]:
 
 
 def files() -> dict[str, Pairs]:
-    """What is graded as files; ordinary: a third each is the gold, respelled, and another gold."""
+    """What is graded as files. Ordinary: a third each is the gold, the gold respelled, and another gold plus a number, so that
+    every wrong answer is a new one and none was parsed before."""
     right = golds()
     same = boxed(right, right)
-    ordinary = SHIFTS * [*same, *boxed(right, [respelled(gold) for gold in right])]
-    for k in range(1, SHIFTS + 1):
-        ordinary += boxed(right, right[k:] + right[:k])
+    ordinary = ROUNDS * [*same, *boxed(right, [respelled(gold) for gold in right])]
+    for k in range(1, ROUNDS + 1):
+        ordinary += boxed(right, [f"{other}+{k}" for other in right[k:] + right[:k]])
     return {
         "ordinary": ordinary, "the gold only": 40 * same,
         "algebra only": [("x^2+2x+1", rf"\boxed{{(x+1)^2+{k}-{k}}}") for k in range(800)],
@@ -115,19 +118,35 @@ def single() -> list[dict[str, Any]]:
 
 
 def scaling(workers: list[int]) -> list[dict[str, Any]]:
-    """Whole files; the start of the workers, measured on one row, is taken off both clocks."""
+    """Whole files; the start of the workers, measured on a batch of trivial rows for each, is taken off both clocks. Beside the
+    speed-up stands that of processes which share nothing at all."""
     rows: list[dict[str, Any]] = []
+    trivial = 64 * [("1", r"\boxed{1}")]
+    file_seconds(trivial, 1)  # imports
+    alone = busy_seconds(1)
     for name, cases in files().items():
         for n in workers:
-            start, start_cpu = file_seconds(cases[:1], n)
+            start, start_cpu = file_seconds(n * trivial, n)
             wall, cpu = file_seconds(cases, n)
+            possible = n * alone / busy_seconds(n)  # right after, for others may work on this machine too
             first = next((r["seconds"] for r in rows if r["file"] == name), wall - start)
             rows.append({
                 "file": name, "answers": len(cases), "workers": n, "start_seconds": start, "seconds": wall - start,
                 "cpu_seconds": cpu - start_cpu, "per_second": len(cases) / (wall - start),
                 "per_cpu_second": len(cases) / (cpu - start_cpu), "speed_up": first / (wall - start),
+                "speed_up_of_empty_loops": possible,
             })  # fmt: skip
     return rows
+
+
+def busy_seconds(processes: int, loops: int = 40_000_000) -> float:
+    """Wall seconds of the same empty loop in each of several processes: what this machine's cores are worth at this hour."""
+    start = time.perf_counter()
+    code = f"for _ in range({loops}): pass"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(processes)]
+    for process in running:
+        process.wait()
+    return time.perf_counter() - start
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -146,7 +165,7 @@ def main() -> None:
     show(one)
     show(many)
     if asked.out:
-        where = provenance.record({"workers": asked.workers, "shifts": SHIFTS}, 0, started)
+        where = provenance.record({"workers": asked.workers, "rounds": ROUNDS}, 0, started)
         provenance.write_json(asked.out, {**where, "kind": "grading throughput", "one_process": one, "files": many})
 
 

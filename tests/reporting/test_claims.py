@@ -128,6 +128,47 @@ def test_committed_collider_by_hand():
     assert one(lines(collider_in_a_model=strong), "Φ of the theorem")["verdict"] == AGREES
 
 
+def test_a_test_that_could_see_nothing_agrees_with_nothing():
+    data = json.loads((DATA / "collider_in_a_model.json").read_text())
+    weak = data["dependence"]["4"]
+    weak["q"] |= {"r": 0.01, "null_sd": abs(weak["q_right"]["r"])}
+    assert [row["verdict"] for row in lines(collider_in_a_model=data).to_dict("records")[:4]] == [
+        AGREES, AGREES, UNDECIDED, AGREES,
+    ]  # fmt: skip
+
+
+def predictors(*gaps, error):
+    return {"measured 1": list(gaps), "error 1": [error] * len(gaps)}
+
+
+def test_theorem_1_is_judged_for_all_predictors_together_and_corollary_2_by_its_worst_case():
+    counter = {"a": [0.5, 1.5], "simulated": [0.5, -1.5], "error": [0.1, 0.1]}
+
+    def of(**found):
+        table = lines(theorems={"counter_example": counter, **found})
+        return one(table, "any predictor")["verdict"], one(table, "for every f")["verdict"]
+
+    assert of(predictors=predictors(1.0, 2.0, error=0.9)) == (UNDECIDED, DISAGREES)  # each alone is above 0, both are not
+    assert of(predictors=predictors(1.0, 2.0, error=0.8)) == (AGREES, DISAGREES)  # 2.24 / 1.96 wider for two
+    assert of(predictors=predictors(-2.0, 2.0, error=0.8)) == (DISAGREES, DISAGREES)
+    counter["simulated"] = [0.5, 1.5]
+    assert of(predictors=predictors(0.0, error=0.0)) == (AGREES, AGREES)
+
+
+def test_the_bayes_predictor_by_hand():
+    table = manifest.read("formulas", DATA)
+    row = table[table["formula"].str.startswith("R(m) − R(μ)")].iloc[0]
+    low, high = (row["simulated"] + sign * 1.959964 * row["standard error"] for sign in (-1, 1))
+    assert one(lines(formulas=table), "Bayes predictor")["found"].endswith(f"[{low:+.3f}, {high:+.3f}]")
+
+
+@pytest.mark.parametrize(("risk", "verdict"), [(2.0, AGREES), (3.0, DISAGREES), (2.5, UNDECIDED)])
+def test_a_target_with_less_risk_than_the_mean_predicts_better(risk, verdict):
+    phis = {"kind": ["query", "algorithm", "algorithm", "theorem"], "L": [0, 8, 2, 8], "risk theory": [2.5, 9, 9, 9],
+            "risk": [2.6, risk, 9, 9], "risk error": [0.1, 0.1, 0.1, 0.1]}  # fmt: skip
+    assert one(lines(two_phis=phis), "the target of steps")["verdict"] == verdict
+
+
 # --- training ---
 
 
@@ -139,8 +180,9 @@ def training(shift, methods=("grpo", "gcpo"), seeds=4, questions=200):
         for k, method in enumerate(methods):
             p = np.clip(0.5 + k * shift / 100 + 0.005 * rng.normal(), 0, 1)
             counts = {"correct": rng.binomial(4, p, questions).tolist(), "samples": 4}
+            before = {"step": 0, "counts": counts | {"correct": [2] * questions}}
             steps = [{"step": s, "grad_norm": 1.0 + k + 0.1 * seed, "reward": 0.5} for s in (1, 2)]
-            arms.append({"method": method, "seed": seed, "evaluations": [{"step": 0, "counts": counts}] * 2, "steps": steps})
+            arms.append({"method": method, "seed": seed, "evaluations": [before, {"step": 2, "counts": counts}], "steps": steps})
     config = {
         "methods": list(methods), "seeds": list(range(seeds)), "eval_questions": questions, "eval_samples": 4, "alpha": 2.0,
         "model": "m", "quantization": "none", "group_size": 4, "batch_size": 8, "learning_rate": 1e-3,
@@ -178,6 +220,10 @@ def test_best_of_a_grid():
     noise = [0.0, 0.001, -0.001]
     row = {1.0: [0.5, 0.5, 0.5], 2.0: [0.7 + x for x in noise], 3.0: [0.6, 0.6, 0.6]}
     assert one(lines(sweeps=sweeps(alpha=row)), "α = 2 is the best")["verdict"] == AGREES
+    near = 100 * np.subtract(row[2.0], [0.65, 0.66, 0.64])
+    found = scipy_stats.ttest_1samp(near, 0).confidence_interval(1 - 0.05 / 2)  # two comparisons
+    text = one(lines(sweeps=sweeps(alpha=row | {3.0: [0.65, 0.66, 0.64]})), "α = 2 is the best")["found"]
+    assert text == f"70.0%; best of the others α = 3: 65.0%, difference +5.0 [{found.low:+.1f}, {found.high:+.1f}] points"
     assert one(lines(sweeps=sweeps(alpha=row | {3.0: [0.8, 0.8, 0.8]})), "α = 2 is the best")["verdict"] == DISAGREES
     assert one(lines(sweeps=sweeps(alpha=row | {3.0: [0.69, 0.72, 0.70]})), "α = 2 is the best")["verdict"] == UNDECIDED
     assert one(lines(sweeps=sweeps(alpha={1.0: [0.5] * 3})), "α = 2 is the best")["verdict"] == NOT_MEASURED
@@ -216,6 +262,13 @@ def test_a_base_model_is_compared_with_its_own_printed_score(mean, half, verdict
     assert (part["verdict"] == NOT_MEASURED).sum() == len(part) - 1
 
 
+def test_a_score_without_an_interval_decides_nothing():
+    found = evaluation("agentica-org/DeepScaleR-1.5B-Preview", "AIME 2024", 0.9, 0.1)
+    found["benchmarks"][0]["pass_at_1"] |= {"low": None, "high": None}  # one problem
+    row = one(lines(evaluations=[found]), "DeepScaleR-1.5B-Preview reaches this on AIME 2024")
+    assert row["verdict"] == UNDECIDED and row["found"] == "90.0 (no interval) per cent"
+
+
 def test_another_models_score_is_no_evidence():
     part = lines(evaluations=[evaluation("toy", "AIME 2024", 0.428, 0.01)])
     assert set(part[part["part"] == "Scores of the base models"]["verdict"]) == {NOT_MEASURED}
@@ -225,6 +278,8 @@ def test_a_printed_gain_beyond_the_noise_would_agree():
     table = lines()
     gains = table[table["part"] == "Printed gains against their noise"]
     assert len(gains) == 18 + 2 and set(gains["verdict"]) == {UNDECIDED}
+    variance = (0.467 * 0.533 + 0.461 * 0.539) / 30  # of two binomials, other problems each time
+    assert gains["found"].iloc[0] == f"noise ±{200 * variance**0.5:.1f} points"
     large = TABLE.copy()
     cell = (large["table"] == "Table 1") & (large["method"] == "GCPO") & (large["column"] == "MATH500")
     large.loc[cell, ["printed", "value"]] = ["99.0", 99.0]

@@ -404,6 +404,17 @@ def test_skips_what_succeeded_with_the_same_inputs(clone: Clone, kernels: list[s
     assert ran_again() == ["00_a"]
 
 
+def test_a_notebook_that_reads_the_run_runs_again_after_the_others(clone: Clone, kernels: list[str]) -> None:
+    clone.add("00_a", "1")
+    clone.add("01_b", "1")
+    nb = nbformat.read(clone.notebooks / "01_b.ipynb", as_version=4)
+    nb.cells[-1].metadata["tags"] = [runner.READS_RUN]
+    nbformat.write(nb, clone.notebooks / "01_b.ipynb")
+    assert clone.reproduce() and clone.reproduce()
+    assert clone.reproduce(force=True, only=["00"]) and clone.reproduce() and clone.reproduce()
+    assert kernels == ["00_a", "01_b", "00_a", "01_b"]
+
+
 def test_changed_versions_run_again(
     clone: Clone, kernels: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
