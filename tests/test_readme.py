@@ -123,9 +123,50 @@ def cost_rows():
     return rows
 
 
-@pytest.mark.parametrize("column, rows", [("killed", resume_rows), ("a step: estimated / measured, MB", memory_rows), ("token floor", cost_rows)])
-def test_measured_tables_are_the_committed_numbers(column, rows):
-    assert table_with(column) == rows()
+def agreement_rows():
+    rows = []
+    for found in json.loads((DATA / "agreement.json").read_text())["settings"][1:]:  # the first is the reference itself
+        cells = [
+            "none" if found[name] is None else f"{found[name]:.2f} [{found[f'{name} low']:.2f}, {found[f'{name} high']:.2f}]"
+            for name in ("rank", "projection")
+        ]
+        cells += [f"{100 * found['order changed']:.0f}", f"{found['log_rho correlation']:.2f}", f"{found['generated']:.0f}"]
+        rows.append([found["setting"], found["approximates"], *cells])
+    return rows
+
+
+def grading_rows():
+    found = json.loads((DATA / "grading_throughput.json").read_text())["one_process"]
+    return [
+        [
+            row["answers"], f"{row['math_verify_per_second']:.0f}", f"{row['child_per_second']:.0f}",
+            f"{row['math_verify_correct']} / {row['grade_correct']} of {row['pairs']}",
+        ] for row in found
+    ]  # fmt: skip
+
+
+TABLES = {
+    "killed": resume_rows, "a step: estimated / measured, MB": memory_rows, "token floor": cost_rows,
+    "rank of Υ": agreement_rows, "`grade`, one child": grading_rows,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", TABLES)
+def test_measured_tables_are_the_committed_numbers(column):
+    assert table_with(column) == TABLES[column]()
+
+
+def test_sweeps_and_scaling_are_the_committed_numbers():
+    sweeps = json.loads((DATA / "sweeps.json").read_text())
+    for name, least in (("alpha", 0.1), ("kappa", 0.0), ("similarity", 0.0), ("ablation", 0.0)):
+        points = [point for point in sweeps["points"] if point["sweep"] == name]
+        values = [100 * point["mean"] for point in points if name != "alpha" or point["value"] > least]
+        assert f"{min(values):.1f}–{max(values):.1f} %" in TEXT.replace("\n", " "), name
+    files = json.loads((DATA / "grading_throughput.json").read_text())["files"]
+    scaling = {row["file"]: row for row in files if row["workers"] == 2}
+    phrases = {"ordinary": "as fast as one on a file", "algebra only": "where every answer", "the gold only": "where none"}
+    for file, words in phrases.items():
+        assert f"{scaling[file]['speed_up']:.1f} times {words}" in TEXT, file
 
 
 def test_functions_and_tests_of_the_table_exist():
