@@ -250,6 +250,7 @@ def test_a_ctrl_c_keeps_what_is_there(whole, tmp_path, monkeypatch):
     assert len(calls) == 3 + 3 and responses_of(tmp_path) == responses_of(whole[0])
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_it_ends_as_if_it_had_not_been(tmp_path):
     options = {**TOY, "benchmarks": ["toy"], "samples": 8, "limit": 64, "batch_size": 8}
     code = (
@@ -496,6 +497,7 @@ def test_five_shot_humaneval_with_the_canonical_solutions(tmp_path, scripted, mo
     assert all(text.count("assistant:") == 6 and "trailing_zeros" in text for text in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("GCPO_DATA"), reason="needs the benchmarks' files in GCPO_DATA")
 def test_real_files_with_a_model_that_knows_nothing(tiny_folder, tmp_path):
     options = {"limit": 3, "samples": 2, "max_tokens": 8}
