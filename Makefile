@@ -32,8 +32,8 @@ reproduce: install  ## the main job: the notebooks in the cpu profile (PROFILE=s
 	$(BIN)/gcpo-repro reproduce --profile $(PROFILE)
 
 test: install lint  ## lint, ordinary tests, then the notebooks in the smoke profile
-	@echo "== ordinary tests"
-	$(BIN)/python -m pytest
+	@echo "== ordinary tests, two at a time"
+	$(BIN)/python -m pytest -n 2
 	@echo "== notebooks, smoke profile"
 	$(BIN)/python -m pytest -m notebooks
 
