@@ -183,6 +183,8 @@ def run(args: argparse.Namespace, source: str) -> dict[str, Any]:
     read, decode = rates(steppers["grpo"].trainer, steppers["grpo"], args, args.tokens, query, args.repeats)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     found: dict[str, Any] = {"grpo_seconds": seconds["grpo"], "read_us": read * 1e6, "decode_us": decode * 1e6}
+    answers = args.groups * args.group_size  # π_ref reads them, and the loss
+    found |= {"grpo_read_tokens": 2 * answers * (query + args.tokens), "grpo_decoded_tokens": answers * args.tokens}
     for method in ("fast", "full"):
         more = [args.groups * count for count in extra_tokens(method, args, sizes[method], query)]
         floor = seconds["grpo"] + more[0] * read + more[1] * decode
@@ -193,6 +195,8 @@ def run(args: argparse.Namespace, source: str) -> dict[str, Any]:
         }  # fmt: skip
     if args.literal_tokens:
         found["literal_ratio"], found["literal_tokens"] = seconds["literal"] / seconds["grpo, short"], args.literal_tokens
+        more = [args.groups * count for count in extra_tokens("literal", args, args.literal_tokens, query)]
+        found |= {"literal_seconds": seconds["literal"], "literal_read_tokens": more[0], "literal_decoded_tokens": more[1]}
     if args.memory:
         peaks = {method: memory(method, args, source, args.tokens) for method in ("grpo", "fast", "full")}
         found |= {f"{method}_memory_mb": peak / 1e6 for method, peak in peaks.items()}
