@@ -51,6 +51,7 @@ SOURCES = {
         ("evaluation*.json", "06_*/evaluation/results.json"), "gcpo-repro evaluate --model … --benchmark …", many=True,
     ),
     "sweeps": Source(("sweeps.json",), "python -m gcpo_repro.reporting.sweeps"),
+    "agreement": Source(("agreement.json",), "python tests/benchmarks/agreement.py --json figures/data/agreement.json", (0,)),
     "cost": Source(("cost*.json",), "python tests/benchmarks/step_cost.py --json cost_….json", (0,), many=True),
 }  # fmt: skip
 
@@ -159,6 +160,11 @@ TABLES = {
     "sweeps": Entry(
         "The sweeps on held-out questions, measured. Pass@1 with 95% t intervals over questions, seeds averaged",
         tables.sweep_table, ("sweeps",),
+    ),
+    "agreement": Entry(
+        "How far the cheap settings agree with the paper's steps, measured on the toy policy. Spearman within groups, 95% "
+        "bootstrap intervals over groups; the other columns have none",
+        tables.agreement, ("agreement",),
     ),
     "formulas": Entry("Closed forms of the causal analysis and their simulation", tables.formulas, ("formulas",)),
     "averages": Entry("Audit: printed averages against the mean of their own columns", tables.averages, ("published",)),

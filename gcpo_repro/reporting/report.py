@@ -29,6 +29,7 @@ from .report_notebooks import write_page
 from .run_contents import STATES, Contents, Notebook, Picture, alternative, read_run, smaller
 from .run_folders import MARKER, REPORT, check_writable
 from .statements import UNUSABLE, Statement, statements
+from .verdicts import AGREES, DISAGREES, VERDICTS
 
 PAGES = Path(__file__).with_name("report_pages")
 LARGEST_COPY = 5 * 2**20  # bytes; larger files stay in the run's folder and are named
@@ -119,6 +120,7 @@ def write_sources(run: Contents, source: Path) -> list[Statement]:
         "done": sum(notebook.state == "done" for notebook in run.notebooks), "records": records,
         "environments": environments, "machines": dict.fromkeys(e["machine"] for e in environments),
         "commits": dict.fromkeys(e["commit"] for e in environments), "tables": _tables(run), "problems": _problems(run, pages),
+        "claims": _claims(run),
         "unchecked": [n.name for n in run.notebooks if n.record.get("config", {}).get("check_claims") is False],
         "seconds": sum(records[n.name]["wall_time_seconds"] for n in run.notebooks if n.name in records),
     }  # fmt: skip
@@ -264,6 +266,17 @@ def _tables(run: Contents) -> list[dict[str, Any]]:
         shown = table.head(ROWS_SHOWN).map(lambda x: text(x) if isinstance(x, str) else x).rename(columns=text)
         tables.append({"path": path, "markdown": markdown(shown), "left_out": max(0, len(table) - ROWS_SHOWN)})
     return tables
+
+
+def _claims(run: Contents) -> dict[str, Any] | None:
+    """Notebook 07's verdicts on the paper's lines: how many of each, and those that are decided, in Markdown."""
+    path = next((path for path in run.tables if path.name == "claims.csv" and path not in run.broken), None)
+    if path is None:
+        return None
+    table = pd.read_csv(path).fillna("")
+    decided = table[table["verdict"].isin([AGREES, DISAGREES])][["claim", "source", "published", "found", "verdict"]]
+    counts = {verdict: int((table["verdict"] == verdict).sum()) for verdict in VERDICTS}
+    return {"path": path, "lines": len(table), "counts": counts, "markdown": markdown(decided.map(text))}
 
 
 def _problems(run: Contents, pages: list[Notebook]) -> list[dict[str, str]]:

@@ -171,6 +171,27 @@ def formulas(data: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
+def agreement(study: dict[str, Any]) -> pd.DataFrame:
+    """The cheap settings against the paper's steps (`gcpo_repro.agreement`), without the reference itself.
+
+    Ranks with 95% bootstrap intervals over groups; "none" where nothing differs that could be ranked. Shares and the
+    correlation have no interval.
+    """
+    rows = []
+    for found in study["settings"][1:]:
+        ranks = {
+            title: "none" if found[name] is None
+            else f"{found[name]:.2f} [{found[f'{name} low']:.2f}, {found[f'{name} high']:.2f}]"
+            for title, name in (("rank of Υ", "rank"), ("rank of its projected part", "projection"))
+        }  # fmt: skip
+        rows.append({
+            "setting": found["setting"], "what differs from the paper's steps": found["approximates"], **ranks,
+            "order of B changed, %": f"{100 * found['order changed']:.0f}",
+            "log ρ: correlation": f"{found['log_rho correlation']:.2f}", "tokens written": f"{found['generated']:.0f}",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def averages(published: pd.DataFrame) -> pd.DataFrame:
     """The audit's first question: printed averages against the mean of their own columns (`evaluation.checks.averages`)."""
     return audit.audit(published)["averages"]
@@ -253,6 +274,7 @@ SPECIAL = {
     "∞": r"$\infty$",
     "Υ": r"$\Upsilon$", "Φ": r"$\Phi$", "Ψ": r"$\Psi$", "Σ": r"$\Sigma$", "α": r"$\alpha$", "β": r"$\beta$", "κ": r"$\kappa$",
     "λ": r"$\lambda$", "μ": r"$\mu$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$", "τ": r"$\tau$", "ε": r"$\varepsilon$",
+    "φ": r"$\varphi$",
 }  # fmt: skip
 
 

@@ -121,6 +121,19 @@ def test_front_page_leads_with_state_and_findings(site: Path) -> None:
     assert front.index("In short") < front.index("Claimed, measured, how sure") < front.index("The method in two formulas")
 
 
+def test_the_papers_lines_are_counted_and_the_decided_ones_shown(run: Path, site: Path, tmp_path: Path) -> None:
+    """Of notebook 07's verdicts; without it the page has no such part."""
+    assert "line by line" not in words(site, "index.html")
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    rows = ["claim,source,published,found,verdict", "peaks | at 2,Fig,2,1.9,disagrees", "falls,Tab,1,,not measured"]
+    place = next(path for path in sorted(folder.glob("0*")) if path.is_dir())
+    (place / "claims.csv").write_text("\n".join([*rows, "b,T,1,1,agrees"]))
+    shown = words(report.build(folder).parent, "index.html")
+    assert "Of 3 lines of the paper, by computed verdicts: 1 agrees, 1 disagrees, 0 cannot be told apart, 1 not measured." in shown
+    assert "peaks | at 2" in shown and "falls" not in shown
+
+
 def test_failures_are_told_with_reason_log_and_page(site: Path) -> None:
     assert "3 things are missing or broken" in words(site, "index.html")
     problems = words(site, "problems.html")

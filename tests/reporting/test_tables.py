@@ -171,3 +171,12 @@ def test_latex_compiles_within_the_page(tmp_path):
     done = subprocess.run([ENGINE, *options, "all.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in (tmp_path / "all.log").read_text(errors="replace")
+
+
+def test_agreement_shows_each_setting_with_its_interval():
+    found = {"setting": "state, φ = mean", "approximates": "states", "rank": 0.7, "rank low": 0.55, "rank high": 0.8449}
+    found |= {"projection": None, "projection low": None, "projection high": None}
+    found |= {"order changed": 0.185, "log_rho correlation": -0.004, "generated": 28.4}
+    table = tables.agreement({"settings": [{"setting": "literal"}, found]})
+    assert table.to_numpy().tolist() == [["state, φ = mean", "states", "0.70 [0.55, 0.84]", "none", "18", "-0.00", "28"]]
+    assert "$\\varphi$" in tables.latex(table, "c", "l")
