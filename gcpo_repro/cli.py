@@ -223,7 +223,7 @@ def evaluate(**options: Any) -> None:
 
 @main.command()
 @click.option("--benchmark", required=True, help="Whose answers these are (math500, minerva, gsm8k …).")
-@click.option("--responses", required=True, type=click.Path(path_type=Path), help="JSONL, Parquet: {id, response}, or with a gold.")
+@click.option("--responses", required=True, type=click.Path(path_type=Path), help="JSONL or Parquet: {id, response[, gold]}.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where the right answers are [default: GCPO_DATA, or the Hub].")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL to write, a verdict per row.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes, one core each.")

@@ -130,7 +130,8 @@ def test_the_papers_lines_are_counted_and_the_decided_ones_shown(run: Path, site
     place = next(path for path in sorted(folder.glob("0*")) if path.is_dir())
     (place / "claims.csv").write_text("\n".join([*rows, "b,T,1,1,agrees"]))
     shown = words(report.build(folder).parent, "index.html")
-    assert "Of 3 lines of the paper, by computed verdicts: 1 agrees, 1 disagrees, 0 cannot be told apart, 1 not measured." in shown
+    counts = "1 agrees, 1 disagrees, 0 cannot be told apart, 1 not measured."
+    assert f"Of 3 lines of the paper, by computed verdicts: {counts}" in shown
     assert "peaks | at 2" in shown and "falls" not in shown
 
 
