@@ -135,7 +135,7 @@ def _cost_bars(axes: Axes, runs: Sequence[dict[str, Any]], key: str, shift: floa
 
 def _cost_caption(runs: Sequence[dict[str, Any]]) -> str:
     config, hardware = runs[0]["config"], runs[0]["hardware"]
-    where = hardware["gpus"][0]["name"] if hardware["gpus"] else f"{hardware['cpu']}, {config['threads']} threads"
+    where = hardware["gpus"][0]["name"] if hardware["gpus"] else f"{hardware['cpu']}, threads: {config['threads']}"
     literal = next((f"; as printed: {run['literal_tokens']} tokens" for run in runs if "literal_tokens" in run), "")
     return (
         f"Measured: {config['model'] or 'random weights, size of the toy policy'}, {config['groups']} questions a step; {where}\n"

@@ -66,6 +66,8 @@ def look(handle):
     if isinstance(handle, BarContainer):
         handle = handle.patches[0]
         shape, color = ("bar", handle.get_hatch()), handle.get_facecolor()
+    elif isinstance(handle, ErrorbarContainer) and handle.lines[0] is None:  # intervals alone
+        shape, color = ("interval", None), handle.lines[2][0].get_color()[0]
     else:
         handle = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
         shape, color = (handle.get_marker(), handle.get_linestyle()), handle.get_color()

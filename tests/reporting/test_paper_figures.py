@@ -189,6 +189,6 @@ def test_step_cost_draws_the_ratios_of_each_run():
     assert [bar.get_height() for bar in right.patches] == [1.0, 1.3], "measured in one run alone"
     floors = [line.get_ydata().tolist() for line in left.lines if line.get_marker() == "_"]
     assert floors[:2] == [[1.1, 1.1], [2.0, 2.0]] and np.isnan(floors[2]).all()
-    assert "1 core of a processor" in words(figure) and "as printed: 16 tokens" in words(figure)
+    assert "a processor, threads: 1" in words(figure) and "as printed: 16 tokens" in words(figure)
     assert_readable(figure)
     assert "H100" in words(benchmark_figures.step_cost([cost(8, gpus=[{"name": "H100"}])]))
