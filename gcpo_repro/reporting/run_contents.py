@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def read_run(folder: str | Path) -> Contents:
     if not (notebooks or results or run):
         raise UserError(f"run: {str(folder)!r} holds no notebooks, no run.json and no results.json; name a run's folder")
     captions = {nb.folder: _captions(nb, broken) for nb in notebooks}
-    pictures = [_picture(path, captions, folder) for path in _files(folder, "*.png")]
+    pictures = [_picture(path, captions, folder) for path in _once(_files(folder, "*.png"))]
     state = run.get("state", "")
     if state == "running" and not alive(run.get("pid"), (folder / "run.json").stat().st_mtime):
         state = "interrupted"
@@ -101,6 +101,16 @@ def read_run(folder: str | Path) -> Contents:
 def _files(folder: Path, pattern: str) -> Iterator[Path]:
     for path in sorted(folder.rglob(pattern)):
         if not in_report(path) and not any(p in SKIPPED or p.startswith(".") for p in path.relative_to(folder).parts):
+            yield path
+
+
+def _once(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each picture at its first place: notebook 07 draws those of the others again."""
+    seen: set[tuple[str, bytes]] = set()
+    for path in paths:
+        key = path.name, path.read_bytes()
+        if key not in seen:
+            seen.add(key)
             yield path
 
 

@@ -176,6 +176,20 @@ def test_a_figure_has_the_notebooks_words_and_its_data(site: Path) -> None:
     assert json.loads((site / links["JSON"]).read_text()) == fake_runs.COLLIDER
 
 
+def test_a_picture_that_a_later_notebook_draws_again_is_shown_once(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    first = next(path for path in sorted(folder.rglob("*.png")) if "report" not in path.parts)
+    later = folder / "07_later"
+    later.mkdir()
+    shutil.copy(first, later / first.name)
+    write(later / first.with_suffix(".json").name, {})
+    before = [picture.image.stem for picture in read_run(run).pictures]
+    assert [picture.image.stem for picture in read_run(folder).pictures] == before
+    (later / first.name).write_bytes(first.read_bytes() + b"other")
+    assert len(read_run(folder).pictures) == len(before) + 1
+
+
 def test_tables_show_their_text_literally(site: Path) -> None:
     cells = [cell.get_text() for cell in page(site, "figures.html").find_all("td")]
     assert "R(m) | tr S_e" in cells and "*b*" in cells
